@@ -1,0 +1,174 @@
+"""The configuration: every field once, with its default, its meaning and what is allowed."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+import ml_collections
+
+from jaxmnist import data, models, published
+from jaxmnist.errors import UserError
+from jaxmnist.layers import Dropout
+
+Config: TypeAlias = Any
+"""An ``ml_collections.ConfigDict`` with the fields below, which type checkers cannot know."""
+
+
+class Allowed(NamedTuple):
+    """A condition on a value and the words that describe it."""
+
+    holds: Callable[[Any], bool]
+    description: str
+
+
+class Field(NamedTuple):
+    """A field's default (which fixes its type), its meaning and the values it may take."""
+
+    default: bool | int | float | str
+    help: str
+    allowed: Allowed | None = None
+
+
+def _one_of(values: Iterable[str]) -> Allowed:
+    values = tuple(values)
+    return Allowed(lambda value: value in values, f"one of {', '.join(map(repr, values))}")
+
+
+def _at_least(low: int) -> Allowed:
+    return Allowed(lambda value: low <= value < math.inf, f"{low} or more")
+
+
+def _between(low: int, high: int) -> Allowed:
+    return Allowed(lambda value: low <= value <= high, f"from {low} to {high}")
+
+
+_POSITIVE = Allowed(lambda value: 0 < value <= 1e30, "above 0, at most 1e30")
+_RATE = Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
+_DEGREES = Allowed(lambda value: 0 <= value <= 180, "from 0 to 180")
+_INSIDE = Allowed(lambda value: 0 < value < 1, "above 0 and below 1")
+_SEED = Allowed(lambda value: 0 <= value < 2**31, "from 0 to 2147483647")
+
+FIELDS: dict[str, Field] = {
+    "recipe": Field(
+        "", "publication to compare results with, '' for none", _one_of(["", *published.load_all()])
+    ),
+    "model": Field("model3", "the network", _one_of(models.NETWORKS)),
+    "dropout": Field(0.0, "rate of each dropout layer of the network", _RATE),
+    "dataset": Field("mnist", "'mnist', a folder of four IDX files, or 'tfds:NAME'"),
+    "split": Field(
+        "train/test",
+        "train on 60k, evaluate on the 10k test images; or on 50k/10k out of the 60k",
+        _one_of(data.SPLITS),
+    ),
+    "num_epochs": Field(15, "passes over the training set", _between(1, 10_000)),
+    "batch_size": Field(128, "images per optimizer step", _at_least(1)),
+    "steps_per_epoch": Field(0, "0 for the whole training set; less for quick tries", _at_least(0)),
+    "drop_remainder": Field(False, "leave out the last, smaller batch of an epoch"),
+    "seed": Field(0, "of the first run; decides everything random", _SEED),
+    "num_seeds": Field(1, "runs in one program: seed, seed + 1, …", _between(1, 10_000)),
+    "label_smoothing": Field(0.0, "share of the target spread over all classes", _RATE),
+    "precision": Field("float32", "of the activations", _one_of(["float32", "bfloat16"])),
+    "optimizer.name": Field("sgd", "the optimizer", _one_of(["sgd", "adam"])),
+    "optimizer.learning_rate": Field(0.01, "for 'onecycle' the peak", _POSITIVE),
+    "optimizer.momentum": Field(0.9, "SGD's momentum, Adam's beta1; 'onecycle' cycles it", _RATE),
+    "optimizer.nesterov": Field(False, "Nesterov momentum, for sgd"),
+    "optimizer.weight_decay": Field(0.0, "L2, added to the gradient", _at_least(0)),
+    "schedule.name": Field(
+        "constant",
+        "course of the learning rate",
+        _one_of(["constant", "step", "cosine", "onecycle"]),
+    ),
+    "schedule.step_size": Field(5, "step: epochs between decays", _at_least(1)),
+    "schedule.gamma": Field(0.5, "step: factor of each decay", _POSITIVE),
+    "schedule.pct_start": Field(0.2, "onecycle: share of the steps on the way up", _INSIDE),
+    "schedule.div_factor": Field(25.0, "onecycle: peak / first learning rate", _POSITIVE),
+    "schedule.final_div_factor": Field(1e4, "onecycle: first / last learning rate", _POSITIVE),
+    "schedule.base_momentum": Field(0.85, "onecycle: momentum at the peak", _RATE),
+    "schedule.max_momentum": Field(0.95, "onecycle: momentum at both ends", _RATE),
+    "augment.rotate_degrees": Field(0.0, "random rotation by up to ± this", _DEGREES),
+    "augment.translate": Field(0.0, "random shift by up to ± this share of the side", _RATE),
+    "checkpoint.every_epochs": Field(1, "epochs between checkpoints", _at_least(1)),
+    "checkpoint.keep": Field(2, "newest checkpoints that are kept", _at_least(1)),
+}
+
+
+def default_config() -> Config:
+    """A recipe's starting point; the files in configs/ set what differs."""
+    nested: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        *groups, leaf = name.split(".")
+        parent = nested
+        for group in groups:
+            parent = parent.setdefault(group, {})
+        parent[leaf] = field.default
+    return ml_collections.ConfigDict(nested)
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """The configuration as one flat dict, ``{'model': …, 'optimizer.name': …}``."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def validate(config: Config) -> None:
+    """Checks every field by itself and those that depend on each other.
+
+    Raises:
+      UserError: naming the first wrong field, its value and what is allowed.
+    """
+    given = flatten(config)
+    for name in given:
+        if name not in FIELDS:
+            raise UserError(f"config.{name} is unknown{did_you_mean(name)}")
+    for name, (default, _, allowed) in FIELDS.items():
+        if name not in given:
+            raise UserError(
+                f"config.{name} is missing: start from jaxmnist.config.default_config()"
+            )
+        value, kind = given[name], type(default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"config.{name} is {value!r}: it must be of type {kind.__name__}")
+        if allowed and not allowed.holds(value):
+            raise UserError(f"config.{name} is {value!r}: it must be {allowed.description}")
+    _validate_together(config)
+
+
+def _validate_together(config: Config) -> None:
+    layers = models.build(config.model, config.dropout).layers
+    if config.dropout and not any(isinstance(layer, Dropout) for layer in layers):
+        raise UserError(
+            f"config.dropout is {config.dropout}: {config.model} has no dropout layer, set it to 0"
+        )
+    has_momentum = config.schedule.name == "onecycle" or config.optimizer.momentum > 0
+    if config.optimizer.nesterov and not (config.optimizer.name == "sgd" and has_momentum):
+        raise UserError(
+            "config.optimizer.nesterov is True: it needs optimizer.name='sgd' and momentum above 0"
+        )
+    if config.seed + config.num_seeds > 2**31:
+        raise UserError(
+            f"config.num_seeds is {config.num_seeds}: seed + num_seeds must not exceed 2147483648"
+        )
+
+
+def did_you_mean(name: str) -> str:
+    """' (did you mean config.…?)' for a misspelt field, '' where none is near."""
+    by_leaf = {known.split(".")[-1]: known for known in FIELDS}
+    matches = difflib.get_close_matches(name, FIELDS, n=1) or [
+        by_leaf[leaf] for leaf in difflib.get_close_matches(name.split(".")[-1], by_leaf, n=1)
+    ]
+    return f" (did you mean config.{matches[0]}?)" if matches else ""
+
+
+def help_text() -> str:
+    """One line a field: name, default, meaning."""
+    return "\n".join(
+        f"  --config.{name:<26} {field.default!r:>12}  {field.help}"
+        + (f": {field.allowed.description}" if field.allowed else "")
+        for name, field in FIELDS.items()
+    )

@@ -1,0 +1,212 @@
+"""The training engine: pure functions over a ``TrainState``, scanned over steps on the device.
+
+Randomness is decided here and only here. Every draw comes from the run's seed, folded with what it
+is for and with the epoch or step it belongs to, so a run depends on nothing but its seed: not on
+where it was interrupted, nor on which other seeds share the program.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxmnist import augment, models, optim, prng
+from jaxmnist.config import Config
+
+EVAL_BATCH = 1000
+
+
+class Stream(enum.IntEnum):
+    """What a random number is for."""
+
+    INIT = 0
+    SHUFFLE = 1
+    AUGMENT = 2
+    DROPOUT = 3
+
+
+def _key(seed: jax.Array, stream: Stream, count: jax.Array) -> jax.Array:
+    """The PRNG key of ``stream`` at its ``count``-th use (an epoch or a step)."""
+    return jax.random.fold_in(jax.random.fold_in(prng.key(seed), stream), count)
+
+
+class Images(NamedTuple):
+    """A data set on the device."""
+
+    images_NHW: jax.Array
+    """uint8 (N, 28, 28)."""
+    labels_N: jax.Array
+    """uint8 (N,)."""
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that changes during a run."""
+
+    seed: jax.Array
+    """uint32 (), constant: the root of all randomness."""
+    step: jax.Array
+    """int32 (), optimizer steps done."""
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+
+class StepMetrics(NamedTuple):
+    """What a training step saw, before it changed the parameters."""
+
+    loss: jax.Array
+    """float32 (), mean over the batch."""
+    correct: jax.Array
+    """int32 (), images of the batch classified right (in training mode)."""
+
+
+class Evaluation(NamedTuple):
+    """A network's result on a whole data set."""
+
+    loss: jax.Array
+    """float32 (), mean over the images."""
+    correct: jax.Array
+    """int32 ()."""
+    predictions_N: jax.Array
+    """uint8 (N,), the class with the largest logit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A recipe, ready to run: everything about a run that does not change."""
+
+    network: models.Network
+    optimizer: optax.GradientTransformation
+    label_smoothing: float
+    rotate_degrees: float
+    translate: float
+
+    def init(self, seed: jax.Array) -> TrainState:
+        """The state before the first step. seed: uint32 ()."""
+        blank_NHW = jnp.zeros((1, augment.SIDE, augment.SIDE), jnp.uint8)
+        step = jnp.int32(0)
+        variables = self.network.init(_key(seed, Stream.INIT, step), blank_NHW, train=False)
+        opt_state = self.optimizer.init(variables["params"])
+        return TrainState(seed, step, variables["params"], variables["batch_stats"], opt_state)
+
+    def losses(self, logits_NK: jax.Array, labels_N: jax.Array) -> jax.Array:
+        """Cross-entropy of each image, (N,) float32, with label smoothing as in PyTorch."""
+        targets_NK = jax.nn.one_hot(labels_N, logits_NK.shape[1])
+        targets_NK = optax.smooth_labels(targets_NK, self.label_smoothing)
+        return optax.softmax_cross_entropy(logits_NK.astype(jnp.float32), targets_NK)
+
+    def train_step(
+        self, state: TrainState, images_HWB: jax.Array, labels_B: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        """One optimizer step on a batch of uint8 images, (28, 28, B)."""
+
+        def loss_fn(params):
+            logits_BK, updates = self.network.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images_HWB,
+                train=True,
+                method="from_batch_minor",
+                mutable=["batch_stats"],
+                rngs={"dropout": _key(state.seed, Stream.DROPOUT, state.step)},
+            )
+            return self.losses(logits_BK, labels_B).mean(), (logits_BK, updates["batch_stats"])
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits_BK, batch_stats)), grads = grad_fn(state.params)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        correct = (logits_BK.argmax(1).astype(jnp.uint8) == labels_B).sum()
+        return new_state, StepMetrics(loss, correct)
+
+    def epoch_order(self, state: TrainState, epoch: jax.Array, size: int) -> jax.Array:
+        """The order in which ``epoch`` visits the ``size`` training images: int32 (size,)."""
+        return jax.random.permutation(_key(state.seed, Stream.SHUFFLE, epoch), size).astype(
+            jnp.int32
+        )
+
+    def train_steps(
+        self,
+        state: TrainState,
+        order_N: jax.Array,
+        start: jax.Array,
+        train_set: Images,
+        *,
+        steps: int,
+        batch_size: int,
+    ) -> tuple[TrainState, StepMetrics]:
+        """``steps`` steps over ``order_N[start:]``, in one scan; the metrics are (steps,)."""
+
+        def body(state: TrainState, index_B: jax.Array) -> tuple[TrainState, StepMetrics]:
+            key = _key(state.seed, Stream.AUGMENT, state.step)
+            images_HWB = augment.random_gather(
+                key, train_set.images_NHW, index_B, self.rotate_degrees, self.translate
+            )
+            return self.train_step(state, images_HWB, train_set.labels_N[index_B])
+
+        index = lax.dynamic_slice(order_N, (start,), (steps * batch_size,))
+        return lax.scan(body, state, index.reshape(steps, batch_size))
+
+    def evaluate(self, state: TrainState, eval_set: Images) -> Evaluation:
+        """Scores every image; the last batch is padded and its padding not counted."""
+        size = len(eval_set.labels_N)
+        batch = min(size, EVAL_BATCH)
+        batches = -(-size // batch)
+
+        def body(_, index_B: jax.Array):
+            valid_B = index_B < size
+            index_B = jnp.minimum(index_B, size - 1)
+            logits_BK: Any = self.network.apply(
+                {"params": state.params, "batch_stats": state.batch_stats},
+                augment.gather(eval_set.images_NHW, index_B),
+                train=False,
+                method="from_batch_minor",
+            )
+            losses_B = self.losses(logits_BK, eval_set.labels_N[index_B])
+            predictions_B = logits_BK.argmax(1).astype(jnp.uint8)
+            correct_B = predictions_B == eval_set.labels_N[index_B]
+            return None, (losses_B * valid_B, correct_B & valid_B, predictions_B)
+
+        index = jnp.arange(batches * batch, dtype=jnp.int32).reshape(batches, batch)
+        _, (losses, correct, predictions) = lax.scan(body, None, index)
+        return Evaluation(losses.sum() / size, correct.sum(), predictions.reshape(-1)[:size])
+
+
+def make_engine(config: Config, schedule: optim.Schedule) -> Engine:
+    """The engine of a validated configuration."""
+    return Engine(
+        network=models.build(config.model, config.dropout, jnp.dtype(config.precision)),
+        optimizer=optim.make_optimizer(config, schedule),
+        label_smoothing=config.label_smoothing,
+        rotate_degrees=config.augment.rotate_degrees,
+        translate=config.augment.translate,
+    )
+
+
+def over_seeds(function: Callable, num_seeds: int, mapped: int = 1) -> Callable:
+    """Maps ``function`` over the leading axis, one entry a seed, of its first ``mapped`` arguments.
+
+    On CPU one seed after the other, which keeps the caches warm; on accelerators all at once.
+    """
+
+    def over(*args):
+        per_seed, shared = args[:mapped], args[mapped:]
+
+        def one(single):
+            return function(*single, *shared)
+
+        if jax.default_backend() == "cpu" or num_seeds == 1:
+            return lax.map(one, per_seed)
+        return jax.vmap(one)(per_seed)
+
+    return over

@@ -1,0 +1,30 @@
+"""Settings and fixtures that several test files share."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmnist import data
+
+# Broadcasting between ranks hides mistakes in batch-minor code: it must be written out.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def mnist() -> tuple[data.Dataset, data.Dataset]:
+    """The real training and test set."""
+    return data.load("mnist", "train/test")
+
+
+@pytest.fixture
+def idx_folder(tmp_path, mnist):
+    """A folder of plain IDX files with 640 real training and 200 test images."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    for (prefix, size), part in zip((("train", 640), ("t10k", 200)), mnist, strict=True):
+        header = np.array([0x803, size, 28, 28], ">u4").tobytes()
+        images = header + part.images_NHW[:size].tobytes()
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(images)
+        labels = np.array([0x801, size], ">u4").tobytes() + part.labels_N[:size].tobytes()
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
+    return folder

@@ -1,0 +1,138 @@
+"""Checkpoints: nothing is lost on the way to the disk and back."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmnist import optim
+from jaxmnist.checkpoint import Checkpoints
+from jaxmnist.config import Config, default_config
+from jaxmnist.engine import TrainState, make_engine, over_seeds
+from jaxmnist.errors import UserError
+
+
+def small_config(optimizer: str, model: str, num_seeds: int) -> Config:
+    config = default_config()
+    config.model = model
+    config.optimizer.name = optimizer
+    config.num_seeds = num_seeds
+    return config
+
+
+def filled_states(config: Config) -> TrainState:
+    """States in whose leaves each number is another one, optimizer state included."""
+    engine = make_engine(config, optim.make_schedule(config, 3))
+    seeds_S = jnp.arange(config.num_seeds, dtype=jnp.uint32)
+    shapes = jax.eval_shape(over_seeds(engine.init, config.num_seeds), seeds_S)
+    rng = np.random.default_rng(0)
+
+    def random_bits(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.dtype == jnp.float32:
+            return jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32)
+        return jnp.asarray(rng.integers(0, 2**31, leaf.shape), leaf.dtype)
+
+    return jax.tree.map(random_bits, shapes)
+
+
+def abstract(states: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "model", "num_seeds"), [("sgd", "model3", 1), ("adam", "compact_tiny", 3)]
+)
+def test_round_trip_is_bit_exact(tmp_path: Path, optimizer: str, model: str, num_seeds: int):
+    states = filled_states(small_config(optimizer, model, num_seeds))
+    # A moment for each parameter and two for Adam, beside the counters and hyperparameters.
+    moments = 2 if optimizer == "adam" else 1
+    params = len(jax.tree.leaves(states.params))
+    assert len(jax.tree.leaves(states.opt_state)) > moments * params
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        checkpoints.save(4, states)
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        assert checkpoints.latest_epoch() == 4
+        restored = checkpoints.restore(4, abstract(states))
+    chex.assert_trees_all_equal_structs(restored, states)
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, states)
+    chex.assert_tree_all_finite(states)
+    for before, after in zip(jax.tree.leaves(states), jax.tree.leaves(restored), strict=True):
+        assert isinstance(after, jax.Array)
+        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
+def at_epoch(epoch: int) -> TrainState:
+    """A small state that says which epoch it belongs to."""
+    params = {"w": jnp.full((1, 2), epoch, jnp.float32)}
+    return TrainState(jnp.zeros(1, jnp.uint32), jnp.full(1, epoch, jnp.int32), params, {}, ())
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_keeps_the_newest(tmp_path: Path, keep: int):
+    with contextlib.closing(Checkpoints(tmp_path / "c", keep)) as checkpoints:
+        for epoch in (1, 2, 5, 10):
+            checkpoints.save(epoch, at_epoch(epoch))
+            assert checkpoints.latest_epoch() == epoch
+    kept = sorted(int(path.name) for path in (tmp_path / "c").iterdir() if path.name.isdigit())
+    assert kept == [1, 2, 5, 10][-keep:]
+
+
+def test_each_epoch_has_its_own_states(tmp_path: Path):
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        for epoch in (1, 2):
+            checkpoints.save(epoch, at_epoch(epoch))
+        for epoch in (1, 2):
+            restored = checkpoints.restore(epoch, abstract(at_epoch(0)))
+            chex.assert_trees_all_equal(restored, at_epoch(epoch))
+
+
+def test_latest_epoch_of_nothing_is_zero(tmp_path: Path):
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        assert checkpoints.latest_epoch() == 0
+
+
+def test_unfinished_save_is_not_seen(tmp_path: Path):
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        checkpoints.save(1, at_epoch(1))
+    (tmp_path / "c" / "2.orbax-checkpoint-tmp").mkdir()
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        assert checkpoints.latest_epoch() == 1
+        chex.assert_trees_all_equal(checkpoints.restore(1, abstract(at_epoch(0))), at_epoch(1))
+
+
+def truncate(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, empty])
+def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[Path], None]):
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        for epoch in (1, 2):
+            checkpoints.save(epoch, at_epoch(epoch))
+    damage(tmp_path / "c" / "2")
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore(checkpoints.latest_epoch(), abstract(at_epoch(0)))
+        assert str(tmp_path / "c" / "2") in str(caught.value)
+        assert "--restart" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path):
+    (tmp_path / "c").write_text("precious")
+    with pytest.raises(UserError, match=r"/c\b"):
+        Checkpoints(tmp_path / "c", 2)
+    assert (tmp_path / "c").read_text() == "precious"

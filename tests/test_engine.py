@@ -1,0 +1,157 @@
+"""The pure functions of the engine: one step, many steps, many seeds, evaluation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmnist import engine as engine_lib
+from jaxmnist import optim
+from jaxmnist.config import default_config
+from jaxmnist.engine import Engine, Images, make_engine, over_seeds
+
+
+def make(**fields) -> Engine:
+    """A compact_tiny engine (small, with dropout and augmentation), changed by ``fields``."""
+    config = default_config()
+    config.update_from_flattened_dict(
+        {"model": "compact_tiny", "dropout": 0.1, "augment.rotate_degrees": 10.0} | fields
+    )
+    return make_engine(config, optim.make_schedule(config, 100))
+
+
+@pytest.fixture(scope="module")
+def train_set(mnist) -> Images:
+    train, _ = mnist
+    return Images(jnp.asarray(train.images_NHW[:256]), jnp.asarray(train.labels_N[:256]))
+
+
+def test_golden_step(train_set):
+    """One step from seed 0, digit for digit.
+
+    May change only with the initialisation, the random streams or the recipe's mathematics; then
+    every published accuracy has to be measured again.
+    """
+    engine = make(**{"optimizer.nesterov": True, "label_smoothing": 0.02})
+    order = jnp.arange(256, dtype=jnp.int32)
+    state = jax.jit(engine.init)(jnp.uint32(0))
+    state, metrics = engine.train_steps(
+        state, order, jnp.int32(0), train_set, steps=1, batch_size=128
+    )
+    assert float(metrics.loss[0]) == pytest.approx(2.7758291, rel=1e-5)
+    assert int(metrics.correct[0]) == 11
+    assert int(state.step) == 1
+    assert float(optax.tree.norm(state.params)) == pytest.approx(8.8442803, rel=1e-5)
+    assert float(optax.tree.norm(state.batch_stats)) == pytest.approx(6.9222350, rel=1e-5)
+    first_kernel = state.params["layers_0"]["kernel"][:, 0, 0, 0]
+    np.testing.assert_allclose(first_kernel, [-0.2097573, 0.0493899, -0.1587673], rtol=1e-4)
+
+
+def test_label_smoothing_is_that_of_torch():
+    logits_NK = jnp.asarray([[2.0, 1.0, 0.0] + [0.0] * 7])
+    log_p = np.log(np.exp(logits_NK[0]) / np.exp(logits_NK[0]).sum())
+    loss = make(label_smoothing=0.1).losses(logits_NK, jnp.uint8([1]))
+    np.testing.assert_allclose(loss[0], -0.9 * log_p[1] - 0.1 * log_p.mean(), rtol=1e-6)
+    plain = make().losses(logits_NK, jnp.uint8([1]))
+    np.testing.assert_allclose(plain[0], -log_p[1], rtol=1e-6)
+
+
+def test_epoch_orders_are_fresh_permutations():
+    engine = make()
+    first, second = jax.jit(engine.init)(jnp.uint32(1)), jax.jit(engine.init)(jnp.uint32(2))
+    orders = [
+        engine.epoch_order(state, jnp.int32(epoch), 1000)
+        for state in (first, second)
+        for epoch in (1, 2)
+    ]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    fixed_points = [np.mean(a == b) for i, a in enumerate(orders) for b in orders[:i]]
+    assert max(fixed_points) < 0.01  # two random permutations agree in one place on average
+
+
+def test_scan_equals_single_steps(train_set):
+    engine = make()
+    order = jnp.asarray(np.random.RandomState(0).permutation(256), jnp.int32)
+    start = jax.jit(engine.init)(jnp.uint32(0))
+    many = jax.jit(engine.train_steps, static_argnames=("steps", "batch_size"))
+    scanned, metrics = many(start, order, jnp.int32(64), train_set, steps=3, batch_size=64)
+
+    state, losses = start, []
+    for step in range(3):
+        state, one = many(
+            state, order, jnp.int32(64 * (step + 1)), train_set, steps=1, batch_size=64
+        )
+        losses.append(one.loss[0])
+    chex.assert_trees_all_close(scanned, state, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics.loss, losses, rtol=1e-6)
+    assert int(scanned.step) == 3
+
+
+def test_every_step_draws_anew(train_set):
+    """With the same batch twice, dropout and augmentation alone must change the loss."""
+    engine = make(**{"optimizer.learning_rate": 1e-30})
+    order = jnp.concatenate([jnp.arange(64, dtype=jnp.int32)] * 2)
+    state = jax.jit(engine.init)(jnp.uint32(0))
+    _, metrics = engine.train_steps(state, order, jnp.int32(0), train_set, steps=2, batch_size=64)
+    assert abs(float(metrics.loss[0] - metrics.loss[1])) > 1e-4
+
+
+def test_three_seeds_equal_three_single_runs(train_set):
+    engine = make()
+
+    def run(seeds: list[int]):
+        seeds_S = jnp.asarray(seeds, jnp.uint32)
+        count = len(seeds)
+        states = jax.jit(over_seeds(engine.init, count))(seeds_S)
+        orders = jax.jit(over_seeds(lambda s: engine.epoch_order(s, jnp.int32(1), 256), count))(
+            states
+        )
+
+        def train(state, order):
+            return engine.train_steps(state, order, jnp.int32(0), train_set, steps=8, batch_size=32)
+
+        states, metrics = jax.jit(over_seeds(train, count, mapped=2))(states, orders)
+        return states, metrics, jax.jit(over_seeds(engine.evaluate, count))(states, train_set)
+
+    together = run([5, 6, 7])
+    alone = [run([seed]) for seed in (5, 6, 7)]
+    stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *alone)
+    chex.assert_trees_all_close(together, stacked, rtol=1e-4, atol=1e-5)
+    losses = np.asarray(together[1].loss)
+    assert np.abs(losses[0] - losses[1]).min() > 1e-4, "different seeds must differ"
+
+
+def test_evaluate_counts_every_image_once(train_set, monkeypatch):
+    """A batch that does not divide the set must change nothing but the order of summation."""
+    engine = make()
+    state = jax.jit(engine.init)(jnp.uint32(0))
+    whole = engine.evaluate(state, train_set)
+    monkeypatch.setattr(engine_lib, "EVAL_BATCH", 100)
+    padded = engine.evaluate(state, train_set)
+    chex.assert_trees_all_close(padded, whole, rtol=1e-5)
+    chex.assert_shape(padded.predictions_N, (256,))
+    assert int(padded.correct) == int((padded.predictions_N == train_set.labels_N).sum())
+
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = engine.network.apply(variables, train_set.images_NHW, train=False)
+    expected = engine.losses(jnp.asarray(logits), train_set.labels_N).mean()
+    np.testing.assert_allclose(whole.loss, expected, rtol=1e-5)
+
+
+def test_bfloat16_trains_with_float32_parameters(train_set):
+    engine = make(precision="bfloat16")
+    state = jax.jit(engine.init)(jnp.uint32(0))
+    order = jnp.arange(256, dtype=jnp.int32)
+    after, metrics = engine.train_steps(
+        state, order, jnp.int32(0), train_set, steps=2, batch_size=64
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    reference = make()
+    _, wide = reference.train_steps(
+        reference.init(jnp.uint32(0)), order, jnp.int32(0), train_set, steps=2, batch_size=64
+    )
+    np.testing.assert_allclose(metrics.loss, wide.loss, rtol=0.02)
+    assert not np.array_equal(metrics.loss, wide.loss)

@@ -1,0 +1,438 @@
+"""Tests of jaxmnist.layers against XLA's own operations and against formulas in numpy."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax import lax
+from scipy import stats
+
+from jaxmnist import layers, prng
+from jaxmnist.layers import conv2d
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def to_bfloat16(a: np.ndarray) -> jax.Array:
+    return jnp.asarray(a, jnp.bfloat16)
+
+
+def run(layer: Any, x_CHWN: Any, train: bool = False) -> jax.Array:
+    """The output of a layer without parameters."""
+    return layer.apply({}, jnp.asarray(x_CHWN), train=train)
+
+
+# Convolution.
+
+
+def xla_conv(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x_CHWN,
+        kernel_HWIO,
+        window_strides=(1, 1),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("CHWN", "HWIO", "CHWN"),
+        precision="highest",
+    )
+
+
+def assert_conv_as_xla(kernel_size: tuple[int, int], padding: int, shape: tuple[int, ...]) -> None:
+    """Compares output and both gradients; shape is (I, O, H, W, N)."""
+    inputs, outputs, height, width, batch = shape
+    x_CHWN = normal(inputs, height, width, batch, seed=sum(shape))
+    kernel_HWIO = normal(*kernel_size, inputs, outputs, seed=1)
+
+    @jax.jit
+    def both(x_CHWN, kernel_HWIO):
+        def pull(convolve):
+            y_CHWN, vjp = jax.vjp(lambda *args: convolve(*args, padding), x_CHWN, kernel_HWIO)
+            # An uneven cotangent, so that no transposition of it goes unnoticed.
+            dy_CHWN = jnp.sin(jnp.arange(y_CHWN.size, dtype=jnp.float32)).reshape(y_CHWN.shape)
+            return y_CHWN, vjp(dy_CHWN)
+
+        return pull(conv2d), pull(xla_conv)
+
+    found, expected = both(x_CHWN, kernel_HWIO)
+    out_height, out_width = (
+        side + 2 * padding - k + 1 for side, k in zip((height, width), kernel_size, strict=True)
+    )
+    chex.assert_shape(found[0], (outputs, out_height, out_width, batch))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@hypothesis.given(
+    kernel_size=st.sampled_from([1, 3]),
+    padding=st.sampled_from([0, 1]),
+    shape=st.tuples(
+        *(st.integers(1, top) for top in (6, 6)), *(st.integers(3, 7),) * 2, st.integers(1, 5)
+    ),
+)
+@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
+def test_conv_and_its_gradients_as_xla(kernel_size, padding, shape):
+    assert_conv_as_xla((kernel_size, kernel_size), padding, shape)
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 2)])
+def test_oblong_conv_as_xla(kernel_size):
+    assert_conv_as_xla(kernel_size, 1, (3, 4, 5, 6, 2))
+
+
+def test_conv_is_a_cross_correlation_with_zero_padding():
+    x_CHWN = np.arange(1.0, 10, dtype=np.float32).reshape(1, 3, 3, 1)
+    kernel_HWIO = np.array([[1, 0, 0], [0, 0, 0], [0, 0, 10]], np.float32)[..., None, None]
+    y_CHWN = conv2d(jnp.asarray(x_CHWN), jnp.asarray(kernel_HWIO), 1)
+    # The pixel up left plus ten times the pixel down right.
+    expected = np.array([[50, 60, 0], [80, 91, 2], [0, 4, 5]], np.float32)
+    chex.assert_trees_all_equal(y_CHWN[0, :, :, 0], expected)
+
+
+def test_conv_in_bfloat16_accumulates_in_float32():
+    x_CHWN, kernel_HWIO = to_bfloat16(normal(32, 6, 6, 4)), to_bfloat16(normal(3, 3, 32, 8, seed=1))
+
+    @jax.jit
+    def pull(x_CHWN, kernel_HWIO):
+        y_CHWN, vjp = jax.vjp(lambda x, kernel: conv2d(x, kernel, 1), x_CHWN, kernel_HWIO)
+        return y_CHWN, *vjp(jnp.ones_like(y_CHWN))
+
+    found = pull(x_CHWN, kernel_HWIO)
+    exact = pull(x_CHWN.astype(jnp.float32), kernel_HWIO.astype(jnp.float32))
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # Two roundings to 8 bits; partial sums in bfloat16 would be off by several times that.
+        error = jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()
+        assert error < 2**-8, error
+
+
+def test_conv_layer_adds_its_bias_per_channel():
+    x_CHWN = jnp.asarray(normal(2, 4, 5, 3))
+    layer = layers.Conv(3, kernel_size=1, use_bias=True)
+    variables: Any = layer.init(prng.key(0), x_CHWN, train=False)
+    kernel_HWIO, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    expected = np.einsum("chwn,co->ohwn", x_CHWN, kernel_HWIO[0, 0]) + bias[:, None, None, None]
+    chex.assert_trees_all_close(layer.apply(variables, x_CHWN, train=False), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [layers.Conv(4, padding=1), layers.Conv(4, 3, 1, use_bias=True)])
+def test_conv_layer_parameters(layer):
+    params = layer.init(prng.key(0), jnp.zeros((2, 5, 5, 1)), train=False)["params"]
+    shapes = {name: leaf.shape for name, leaf in params.items()}
+    assert shapes == {"kernel": (3, 3, 2, 4)} | ({"bias": (4,)} if layer.use_bias else {})
+
+
+# Vectors.
+
+
+def test_flatten_orders_as_channels_rows_columns():
+    x_CHWN = normal(2, 3, 4, 5)
+    expected_NK = np.moveaxis(x_CHWN, -1, 0).reshape(5, 24)
+    chex.assert_trees_all_equal(run(layers.Flatten(), x_CHWN), expected_NK.T)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_linear(use_bias):
+    x_IN = jnp.asarray(normal(6, 5))
+    layer = layers.Linear(4, use_bias=use_bias)
+    variables: Any = layer.init(prng.key(0), x_IN, train=False)
+    params = variables["params"]
+    chex.assert_shape(params["kernel"], (6, 4))
+    expected_NO = x_IN.T @ params["kernel"]
+    if use_bias:
+        expected_NO += jnp.tile(params["bias"], (5, 1))
+    y_ON: Any = layer.apply(variables, x_IN, train=False)
+    chex.assert_shape(y_ON, (4, 5))
+    chex.assert_trees_all_close(y_ON.T, expected_NO, atol=1e-6)
+    assert ("bias" in params) == use_bias
+
+
+# Initial values.
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan_in"),
+    [
+        (layers.Conv(400, 3, use_bias=True), 9 * 5),
+        (layers.Conv(1000, 1, use_bias=True), 5),
+        (layers.Linear(1000, use_bias=True), 5),
+    ],
+    ids=["3x3", "1x1", "linear"],
+)
+def test_initial_kernel_and_bias_fill_the_fan_in_bound(layer, fan_in):
+    x = jnp.zeros((5, 1) if isinstance(layer, layers.Linear) else (5, 3, 3, 1))
+    params: Any = layer.init(prng.key(1), x, train=False)["params"]
+    for leaf in params.values():
+        x = np.asarray(leaf).ravel() * fan_in**0.5
+        assert leaf.dtype == jnp.float32
+        assert np.abs(x).max() <= 1
+        assert stats.kstest(x, "uniform", (-1, 2)).pvalue > 1e-3
+        assert np.abs(x).max() > 0.98
+    # Weights and biases are drawn apart.
+    assert np.abs(np.asarray(params["kernel"]).ravel()[: layer.features] - params["bias"]).min() > 0
+
+
+def test_initial_values_differ_between_seeds():
+    x_CHWN = jnp.zeros((1, 3, 3, 1))
+    variables: list[Any] = [layers.Conv(4).init(prng.key(i), x_CHWN, train=False) for i in (0, 1)]
+    first, other = variables
+    assert jnp.not_equal(first["params"]["kernel"], other["params"]["kernel"]).all()
+
+
+# Batch norm.
+
+
+def batch_norm_state(channels: int) -> dict[str, dict[str, np.ndarray]]:
+    """Variables in which nothing is 0 or 1."""
+    rng = np.random.default_rng(2)
+
+    def positive() -> np.ndarray:
+        return rng.uniform(0.5, 2, channels).astype(np.float32)
+
+    return {
+        "params": {"scale": positive(), "bias": positive()},
+        "batch_stats": {"mean": positive(), "var": positive()},
+    }
+
+
+def update_batch_norm(state: dict[str, Any], x_CHWN: jax.Array, train: bool) -> tuple[Any, Any]:
+    return layers.BatchNorm().apply(state, x_CHWN, train=train, mutable=["batch_stats"])
+
+
+def wide(*arrays: np.ndarray) -> list[np.ndarray]:
+    """As float64, (C,) made (C, 1, 1, 1)."""
+    return [a.astype(np.float64).reshape(len(a), *(a.shape[1:] or (1, 1, 1))) for a in arrays]
+
+
+def test_batch_norm_initial_state():
+    x_CHWN = jnp.asarray(normal(3, 4, 4, 2) + 5)
+    variables = layers.BatchNorm().init(prng.key(0), x_CHWN, train=True)
+    ones, zeros = jnp.ones(3), jnp.zeros(3)
+    # The batch that shapes the parameters leaves no trace in the statistics.
+    expected = {
+        "params": {"scale": ones, "bias": zeros},
+        "batch_stats": {"mean": zeros, "var": ones},
+    }
+    chex.assert_trees_all_equal(variables, expected)
+
+
+@pytest.mark.parametrize(("height", "batch"), [(5, 3), (1, 2)])
+def test_batch_norm_in_training(height, batch):
+    x_CHWN = normal(4, height, 2, batch) * 3 + 2
+    state = batch_norm_state(4)
+    y_CHWN, updates = update_batch_norm(state, jnp.asarray(x_CHWN), train=True)
+    x, scale, bias = wide(x_CHWN, state["params"]["scale"], state["params"]["bias"])
+    mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
+    chex.assert_trees_all_close(
+        np.asarray(y_CHWN, np.float64), (x - mean) / np.sqrt(var + 1e-5) * scale + bias, atol=3e-6
+    )
+    old = state["batch_stats"]
+    expected = {
+        "mean": 0.9 * old["mean"] + 0.1 * x.mean((1, 2, 3)),
+        "var": 0.9 * old["var"] + 0.1 * x.reshape(4, -1).var(1, ddof=1),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(updates["batch_stats"][name], value, rtol=1e-6)
+
+
+def test_batch_norm_in_evaluation():
+    x_CHWN = normal(4, 3, 3, 2)
+    state = batch_norm_state(4)
+    y_CHWN, updates = update_batch_norm(state, jnp.asarray(x_CHWN), train=False)
+    scale, bias, mean, var = wide(*state["params"].values(), *state["batch_stats"].values())
+    expected = (x_CHWN - mean) / np.sqrt(var + 1e-5) * scale + bias
+    chex.assert_trees_all_close(np.asarray(y_CHWN, np.float64), expected, atol=2e-6)
+    chex.assert_trees_all_equal(updates["batch_stats"], state["batch_stats"])
+
+
+def test_batch_norm_epsilon_counts_where_variance_is_small():
+    x_CHWN = jnp.asarray([-0.002, 0.002], jnp.float32).reshape(1, 1, 1, 2)
+    layer = layers.BatchNorm()
+    y_CHWN, _ = layer.init_with_output(prng.key(0), x_CHWN, train=True)
+    expected = 0.002 / (0.002**2 + 1e-5) ** 0.5
+    np.testing.assert_allclose(y_CHWN.ravel(), [-expected, expected], rtol=1e-5)
+
+
+def test_batch_norm_keeps_float32_statistics_of_bfloat16():
+    x_CHWN = to_bfloat16(normal(3, 8, 8, 16) + 20)
+    state = batch_norm_state(3)
+    y_CHWN, narrow = update_batch_norm(state, x_CHWN, train=True)
+    exact_CHWN, exact = update_batch_norm(state, x_CHWN.astype(jnp.float32), train=True)
+    assert y_CHWN.dtype == jnp.bfloat16
+    assert narrow["batch_stats"]["mean"].dtype == narrow["batch_stats"]["var"].dtype == jnp.float32
+    chex.assert_trees_all_close(narrow, exact, rtol=1e-6)
+    chex.assert_trees_all_close(y_CHWN.astype(jnp.float32), exact_CHWN, rtol=2**-8, atol=1e-6)
+
+
+# Activation and pooling.
+
+
+def test_relu_and_its_gradient_at_zero():
+    x_CHWN = jnp.asarray([-2.0, -0.0, 0.0, 3.0]).reshape(1, 1, 4, 1)
+    y_CHWN, vjp = jax.vjp(lambda x: run(layers.Relu(), x), x_CHWN)
+    chex.assert_trees_all_equal(y_CHWN.ravel(), jnp.asarray([0.0, 0.0, 0.0, 3.0]))
+    (dx_CHWN,) = vjp(jnp.ones_like(x_CHWN))
+    chex.assert_trees_all_equal(dx_CHWN.ravel(), jnp.asarray([0.0, 0.0, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (2, 3)])
+def test_max_pool_and_its_gradient_without_ties(height, width):
+    x_CHWN = normal(3, height, width, 2)
+    rows, columns = height // 2, width // 2
+    cropped = x_CHWN[:, : 2 * rows, : 2 * columns]
+    expected = cropped.reshape(3, rows, 2, columns, 2, 2).max((2, 4))
+
+    def reduce_window(x_CHWN):
+        return lax.reduce_window(x_CHWN, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    y_CHWN, vjp = jax.vjp(lambda x: run(layers.MaxPool(), x), jnp.asarray(x_CHWN))
+    chex.assert_trees_all_equal(y_CHWN, expected)
+    dy_CHWN = jnp.asarray(normal(3, rows, columns, 2, seed=1))
+    reference = jax.vjp(reduce_window, jnp.asarray(x_CHWN))[1](dy_CHWN)
+    chex.assert_trees_all_equal(vjp(dy_CHWN), reference)
+
+
+def test_max_pool_gives_ties_to_the_first_pixel():
+    # Every way to place the maximum on the four pixels of a patch: the bits of 1…15.
+    patterns = np.array([[m >> bit & 1 for bit in range(4)] for m in range(1, 16)], np.float32)
+    x_CHWN = jnp.asarray(patterns.T.reshape(1, 2, 2, 15))
+    dx_CHWN = jax.grad(lambda x: run(layers.MaxPool(), x).sum())(x_CHWN)
+    expected = np.zeros_like(patterns)
+    expected[np.arange(15), patterns.argmax(1)] = 1
+    chex.assert_trees_all_equal(dx_CHWN.reshape(4, 15).T, expected)
+
+
+def test_global_pools():
+    x_CHWN = normal(3, 4, 5, 2)
+    mean, largest = x_CHWN.mean((1, 2), keepdims=True), x_CHWN.max((1, 2), keepdims=True)
+    average = run(layers.GlobalAvgPool(), x_CHWN)
+    chex.assert_trees_all_close(average, mean, atol=1e-6)
+    both = run(layers.GlobalAvgMaxPool(), x_CHWN)
+    chex.assert_trees_all_close(both, np.concatenate([mean, largest]), atol=1e-6)
+
+
+def test_global_max_shares_the_gradient_of_ties():
+    x_CHWN = jnp.asarray([5.0, 1.0, 5.0, 2.0]).reshape(1, 2, 2, 1)
+    dx_CHWN = jax.grad(lambda x: run(layers.GlobalAvgMaxPool(), x)[1].sum())(x_CHWN)
+    chex.assert_trees_all_equal(dx_CHWN.ravel(), jnp.asarray([0.5, 0.0, 0.5, 0.0]))
+
+
+# Dropout.
+
+
+def drop(rate: float, x_CHWN: jax.Array, seed: int = 0, whole_channels: bool = False) -> np.ndarray:
+    layer = layers.Dropout(rate, whole_channels)
+    return np.asarray(layer.apply({}, x_CHWN, train=True, rngs={"dropout": prng.key(seed)}))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.25])
+@pytest.mark.parametrize("whole_channels", [False, True])
+def test_dropout_rate_and_scale(rate, whole_channels):
+    x_CHWN = jnp.asarray(normal(64, 3, 3, 128) + 10)
+    y_CHWN = drop(rate, x_CHWN, whole_channels=whole_channels)
+    kept = y_CHWN != 0
+    chex.assert_trees_all_close(y_CHWN[kept], np.asarray(x_CHWN)[kept] / (1 - rate), rtol=1e-6)
+    decisions = kept[:, :1, :1] if whole_channels else kept
+    dropped = int((~decisions).sum())
+    assert stats.binomtest(dropped, decisions.size, rate).pvalue > 1e-3
+    if whole_channels:
+        chex.assert_trees_all_equal(kept, np.broadcast_to(decisions, kept.shape))
+
+
+@pytest.mark.parametrize("whole_channels", [False, True])
+def test_dropout_decides_anew_along_every_axis(whole_channels):
+    side = 1 if whole_channels else 8
+    kept = drop(0.5, jnp.ones((32, side, side, 32)), whole_channels=whole_channels) != 0
+    for axis in range(4):
+        if kept.shape[axis] > 1:
+            first, second = np.take(kept, 0, axis), np.take(kept, 1, axis)
+            agreeing = int((first == second).sum())
+            assert stats.binomtest(agreeing, first.size, 0.5).pvalue > 1e-3, axis
+
+
+def test_dropout_masks_depend_on_the_key_alone():
+    x_CHWN = jnp.ones((4, 5, 5, 16))
+    chex.assert_trees_all_equal(drop(0.5, x_CHWN), drop(0.5, x_CHWN))
+    assert (drop(0.5, x_CHWN) != drop(0.5, x_CHWN, seed=1)).mean() > 0.4
+
+
+def test_dropout_layers_of_one_network_differ():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x_CHWN):
+            return [layers.Dropout(0.5)(x_CHWN, train=True) for _ in range(2)]
+
+    first, second = Two().apply({}, jnp.ones((4, 5, 5, 16)), rngs={"dropout": prng.key(0)})
+    assert (first != second).mean() > 0.4
+
+
+def test_dropout_passes_gradients_where_it_kept():
+    x_CHWN = jnp.ones((3, 4, 4, 5))
+    layer = layers.Dropout(0.25)
+    rngs = {"dropout": prng.key(3)}
+    y_CHWN, vjp = jax.vjp(lambda x: layer.apply({}, x, train=True, rngs=rngs), x_CHWN)
+    chex.assert_trees_all_equal(vjp(x_CHWN)[0], y_CHWN)
+
+
+@pytest.mark.parametrize(("rate", "train"), [(0.5, False), (0.0, True)])
+def test_dropout_does_nothing_and_needs_no_key(rate, train):
+    x_CHWN = jnp.asarray(normal(2, 3, 3, 4))
+    chex.assert_trees_all_equal(layers.Dropout(rate).apply({}, x_CHWN, train=train), x_CHWN)
+
+
+# What all layers have in common.
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv(3, use_bias=True),
+        layers.BatchNorm(),
+        layers.Relu(),
+        layers.Dropout(0.5),
+        layers.Dropout(0.5, whole_channels=True),
+        layers.MaxPool(),
+        layers.GlobalAvgPool(),
+        layers.GlobalAvgMaxPool(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_bfloat16_stays_bfloat16_beside_float32_parameters(layer, train):
+    x_CHWN = to_bfloat16(normal(3, 4, 4, 2))
+    rngs = {"params": prng.key(0), "dropout": prng.key(1)}
+    y_CHWN, variables = layer.init_with_output(rngs, x_CHWN, train=train)
+    assert y_CHWN.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+def test_linear_in_bfloat16():
+    x_IN = to_bfloat16(normal(3, 2))
+    y_ON, variables = layers.Linear(4).init_with_output(prng.key(0), x_IN, train=False)
+    assert y_ON.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(
+    ("layer", "window"),
+    [
+        (layers.Conv(4, 3), (3, 1)),
+        (layers.Conv(4, 1), (1, 1)),
+        (layers.Flatten(), (1, 1)),
+        (layers.Linear(4), (1, 1)),
+        (layers.BatchNorm(), (1, 1)),
+        (layers.Relu(), (1, 1)),
+        (layers.Dropout(0.5), (1, 1)),
+        (layers.MaxPool(), (2, 2)),
+        (layers.GlobalAvgPool(), (7, 1)),
+        (layers.GlobalAvgMaxPool(), (7, 1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_windows(layer, window):
+    assert layer.window(7) == window

@@ -1,0 +1,445 @@
+"""The command line as its users meet it, each time in a process of its own."""
+
+import concurrent.futures
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from jaxmnist import data
+from jaxmnist.config import FIELDS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE = ("--config", str(CONFIGS / "compact_tiny.py"))
+TIMEOUT = 120
+
+METRICS = [
+    "seed",
+    "epoch",
+    "step",
+    "learning_rate",
+    "momentum",
+    "train_loss",
+    "train_accuracy",
+    "eval_loss",
+    "eval_accuracy",
+    "seconds",
+    "images_per_second",
+]
+SUMMARY = [
+    "model",
+    "params",
+    "receptive_field",
+    "num_seeds",
+    "num_epochs",
+    "final_accuracy",
+    "best_accuracy",
+    "compile_seconds",
+    "train_seconds",
+    "images_per_second",
+    "backend",
+    "device",
+    "jax_version",
+]
+PLOTS = {"learning_curves.png", "schedule.png", "confusion_matrix.png", "misclassified.png"}
+
+BAD_RECIPES = {
+    "syntax": "def get_config(:\n",
+    "raises": "def get_config():\n    raise ValueError('the\\nreason')\n",
+    "none": "def get_config():\n    pass\n",
+    "nothing": "",
+}
+
+# Ctrl-C in the middle of a garbage collection, whose callbacks cannot raise: JAX has one.
+LATE_CTRL_C = """
+import gc, signal
+from jaxmnist.config import default_config
+
+def press(*_):
+    gc.callbacks.remove(press)
+    signal.raise_signal(signal.SIGINT)
+
+def get_config():
+    gc.callbacks.append(press)
+    return default_config()
+"""
+
+# Arguments, and what the one line on stderr must name. RECIPES and WORKDIRS stand for folders.
+REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "no recipe": ((), ("--config", "configs/model3.py")),
+    "empty recipe": (("--config=",), ("--config",)),
+    "missing recipe": (("--config=nowhere/model9.py",), ("--config", "nowhere/model9.py")),
+    "syntax error": (("--config=RECIPES/syntax.py",), ("syntax.py", "line 1")),
+    "recipe raises": (("--config=RECIPES/raises.py",), ("raises.py", "the reason")),
+    "recipe of nothing": (("--config=RECIPES/none.py",), ("none.py", "get_config")),
+    "no get_config": (("--config=RECIPES/nothing.py",), ("nothing.py", "get_config")),
+    "unknown flag": ((*RECIPE, "--epochs=3"), ("'epochs'",)),
+    "positional": ((*RECIPE, "model3"), ("'model3'",)),
+    "unknown field": (
+        (*RECIPE, "--config.learning_rate=3"),
+        ("config.learning_rate", "config.optimizer.learning_rate"),
+    ),
+    "ill-typed": ((*RECIPE, "--config.num_epochs=1.5"), ("config.num_epochs", "1.5", "int")),
+    "group": ((*RECIPE, "--config.optimizer=3"), ("config.optimizer",)),
+    "no such data": ((*RECIPE, "--config.dataset=nowhere"), ("dataset", "'nowhere'")),
+    "too many steps": (
+        (*RECIPE, "--config.steps_per_epoch=999"),
+        ("config.steps_per_epoch is 999", "391"),
+    ),
+    "another run": ((*RECIPE, "--workdir=WORKDIRS/other"), ("config.seed is 5", "--restart")),
+}
+
+
+class Outcome(NamedTuple):
+    """What a command left."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    cwd: Path
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "jaxmnist.main", *args]
+
+
+def execute(cwd: Path, *args: str) -> Outcome:
+    cwd.mkdir()
+    done = subprocess.run(
+        command(*args), cwd=cwd, capture_output=True, encoding="utf-8", timeout=TIMEOUT
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr, cwd)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture(scope="module")
+def quick(
+    tmp_path_factory: pytest.TempPathFactory, mnist: tuple[data.Dataset, data.Dataset]
+) -> tuple[str, ...]:
+    """Arguments for epochs of ten steps on 640 real images, evaluated on 200."""
+    folder = tmp_path_factory.mktemp("idx")
+    for (prefix, size), part in zip((("train", 640), ("t10k", 200)), mnist, strict=True):
+        header = struct.pack(">4I", 0x803, size, 28, 28)
+        images = folder / f"{prefix}-images-idx3-ubyte"
+        images.write_bytes(header + part.images_NHW[:size].tobytes())
+        header = struct.pack(">2I", 0x801, size)
+        labels = folder / f"{prefix}-labels-idx1-ubyte"
+        labels.write_bytes(header + part.labels_N[:size].tobytes())
+    return (
+        *RECIPE,
+        f"--config.dataset={folder}",
+        "--config.split=train/test",
+        "--config.batch_size=64",
+    )
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Recipes and workdirs that cannot be used."""
+    recipes, workdirs = tmp_path_factory.mktemp("recipes"), tmp_path_factory.mktemp("workdirs")
+    for name, text in BAD_RECIPES.items():
+        (recipes / f"{name}.py").write_text(text)
+    (recipes / "late_ctrl_c.py").write_text(LATE_CTRL_C)
+    (workdirs / "other").mkdir()
+    (workdirs / "other" / "config.json").write_text('{"seed": 5}')
+    return {"RECIPES": recipes, "WORKDIRS": workdirs}
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    tmp_path_factory: pytest.TempPathFactory,
+    material: Mapping[str, Path],
+    quick: tuple[str, ...],
+):
+    """The outcome of a command by name; all of them run side by side from the first use on."""
+    commands = {name: args for name, (args, _) in REFUSED.items()}
+    commands["success"] = (*quick, "--config.num_epochs=2", "--config.num_seeds=2")
+    commands["divergence"] = (*quick, "--config.optimizer.learning_rate=1e25")
+    commands["late Ctrl-C"] = (
+        "--config=RECIPES/late_ctrl_c.py",
+        *quick[2:],
+        "--config.num_epochs=1",
+    )
+    commands["help"] = ("--help",)
+    base = tmp_path_factory.mktemp("cwd")
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        # The long ones first, so that they do not run alone at the end.
+        futures = {}
+        for number, (name, args) in enumerate(reversed(commands.items())):
+            for key, folder in material.items():
+                args = tuple(arg.replace(key, str(folder)) for arg in args)
+            futures[name] = pool.submit(execute, base / str(number), *args)
+        yield lambda name: futures[name].result()
+        for future in futures.values():
+            future.cancel()
+
+
+GetOutcome = Callable[[str], Outcome]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(name: str, outcome: GetOutcome):
+    done = outcome(name)
+    assert "Traceback" not in done.stderr
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert "/site-packages/" not in done.stderr
+    for word in REFUSED[name][1]:
+        assert word in done.stderr
+    assert done.stdout == ""
+    assert files_below(done.cwd) == {}
+
+
+def test_refused_workdirs_are_untouched(outcome: GetOutcome, material: Mapping[str, Path]):
+    outcome("another run")
+    assert files_below(material["WORKDIRS"]) == {
+        "other": b"",
+        "other/config.json": b'{"seed": 5}',
+    }
+
+
+def test_help_lists_every_field(outcome: GetOutcome):
+    done = outcome("help")
+    assert (done.exit_code, done.stderr) == (0, "")
+    for flag in ("--config FILE", "--workdir DIR", "--restart"):
+        assert flag in done.stdout
+    for name in FIELDS:
+        assert len(re.findall(rf"^  --config\.{re.escape(name)} ", done.stdout, re.M)) == 1
+
+
+def test_divergence_is_one_line(outcome: GetOutcome):
+    done = outcome("divergence")
+    assert done.exit_code == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert re.match(
+        r"error: the loss is (inf|nan|-inf) at step \d+ \(epoch \d+, seed 0\)", done.stderr
+    )
+    assert "config.optimizer.learning_rate (now 1e+25)" in done.stderr
+
+
+def test_ctrl_c_in_a_garbage_collection_is_heard(outcome: GetOutcome):
+    done = outcome("late Ctrl-C")
+    assert done.exit_code == 130
+    assert done.stderr.startswith("error: interrupted")
+    assert done.stderr.count("\n") == 1
+
+
+def test_piped_output_is_plain(outcome: GetOutcome):
+    done = outcome("success")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout)
+    rows = [line.split() for line in done.stdout.splitlines() if re.match(r" +\d+ +\d\.\d", line)]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert "6,584 parameters" in done.stdout
+    assert "published" not in done.stdout  # other data than the publication's
+
+
+def read_rows(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_files_of_a_run(outcome: GetOutcome):
+    workdir = outcome("success").cwd / "runs" / "compact_tiny"
+    files = {path.name for path in workdir.iterdir()}
+    assert files == {"config.json", "metrics.jsonl", "summary.json", "checkpoints"} | PLOTS
+    for plot in PLOTS:
+        assert (workdir / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    config = json.loads((workdir / "config.json").read_text())
+    assert (config["batch_size"], config["num_seeds"], config["model"]) == (64, 2, "compact_tiny")
+    newest = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert newest == ["1", "2"]
+
+
+def test_metrics_of_a_run(outcome: GetOutcome):
+    rows = read_rows(outcome("success").cwd / "runs" / "compact_tiny")
+    assert [list(row) for row in rows] == [METRICS] * 4
+    assert [(row["epoch"], row["seed"], row["step"]) for row in rows] == [
+        (1, 0, 10),
+        (1, 1, 10),
+        (2, 0, 20),
+        (2, 1, 20),
+    ]
+    for row in rows:
+        assert (row["learning_rate"], row["momentum"]) == (0.01, 0.9)
+        # Shares of 640 and 200 images, in percent.
+        assert (row["train_accuracy"] * 6.4) == pytest.approx(round(row["train_accuracy"] * 6.4))
+        assert (row["eval_accuracy"] * 2) == pytest.approx(round(row["eval_accuracy"] * 2))
+        assert 0 <= row["train_accuracy"] <= 100
+        assert row["seconds"] * row["images_per_second"] == pytest.approx(2 * 640)
+    assert rows[0]["train_loss"] != rows[1]["train_loss"]
+
+
+def test_summary_of_a_run(outcome: GetOutcome):
+    workdir = outcome("success").cwd / "runs" / "compact_tiny"
+    summary, rows = json.loads((workdir / "summary.json").read_text()), read_rows(workdir)
+    assert list(summary) == SUMMARY
+    assert (summary["model"], summary["params"]) == ("compact_tiny", 6584)
+    assert (summary["num_seeds"], summary["num_epochs"]) == (2, 2)
+    accuracies = [row["eval_accuracy"] for row in rows]
+    assert list(summary["final_accuracy"]) == ["mean", "sd", "min", "max", "ci95"]
+    assert summary["final_accuracy"]["mean"] == pytest.approx(sum(accuracies[2:]) / 2)
+    assert summary["final_accuracy"]["max"] == max(accuracies[2:])
+    best = [max(accuracies[seed], accuracies[2 + seed]) for seed in (0, 1)]
+    assert summary["best_accuracy"]["mean"] == pytest.approx(sum(best) / 2)
+    assert summary["train_seconds"] == pytest.approx(rows[0]["seconds"] + rows[2]["seconds"])
+    assert summary["images_per_second"] == pytest.approx(2560 / summary["train_seconds"])
+
+
+class OnTerminal:
+    """A command on a pseudo-terminal of 150 columns; ``screen`` grows with what it prints."""
+
+    def __init__(self, cwd: Path, *args: str):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 40, 150, 0, 0))
+        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+        self.process = subprocess.Popen(
+            command(*args), cwd=cwd, stdin=slave, stdout=slave, stderr=slave, env=environment
+        )
+        os.close(slave)
+        self._bytes = b""
+        self._reader = threading.Thread(target=self._read, args=(master,))
+        self._reader.start()
+
+    def _read(self, master: int) -> None:
+        while True:
+            try:
+                chunk = os.read(master, 4096)
+            except OSError:  # on Linux, the end
+                chunk = b""
+            if not chunk:
+                break
+            self._bytes += chunk
+        os.close(master)
+
+    @property
+    def screen(self) -> str:
+        return self._bytes.decode("utf-8", "replace")
+
+    def interrupt(self) -> int:
+        """The exit code after Ctrl-C."""
+        exit_code = interrupt(self.process)
+        self._reader.join(TIMEOUT)
+        return exit_code
+
+
+def interrupt(process: subprocess.Popen) -> int:
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(TIMEOUT)
+    finally:
+        process.kill()
+
+
+def wait_for(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not happened():
+        assert process.poll() is None, "the command ended too early"
+        assert time.monotonic() < end, "the command takes too long"
+        time.sleep(0.05)
+
+
+def epochs_done(workdir: Path) -> int:
+    file = workdir / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, quick: tuple[str, ...]):
+    """A run that is stopped on a terminal, its exit code, and the command that started it."""
+    cwd = tmp_path_factory.mktemp("interrupted")
+    args = (*quick, "--config.num_epochs=5000", "--workdir=w", "--config.checkpoint.every_epochs=2")
+    shown = re.compile(r"step +\d+/10 +\d+% .*accuracy")
+    terminal = OnTerminal(cwd, *args)
+    try:
+        wait_for(
+            terminal.process,
+            lambda: epochs_done(cwd / "w") >= 3 and bool(shown.search(terminal.screen)),
+        )
+    except BaseException:
+        terminal.process.kill()
+        raise
+    exit_code = terminal.interrupt()
+    return cwd, args, exit_code, terminal.screen
+
+
+def test_terminal_shows_a_live_bar(interrupted):
+    screen = interrupted[3]
+    assert re.search(
+        r"\repoch \d+/5000, step +\d+/10 +\d+% \|.*\| +\d[\d.]*k? images/s, ETA \d[\d:]+, "
+        r"loss \d+\.\d{4}, accuracy \d+\.\d\d %",
+        screen,
+    )
+
+
+def test_terminal_lines_are_not_mixed_with_the_bar(interrupted):
+    lines = [line.rpartition("\r")[2] for line in interrupted[3].split("\r\n")]
+    rows = [line.split() for line in lines if re.match(r" +\d+ +\d\.\d", line)]
+    assert [row[0] for row in rows[:3]] == ["1", "2", "3"]
+    assert all(len(row) == 11 for row in rows)  # eight numbers, two '%' and an 's'
+    assert "step" not in "\n".join(lines)
+
+
+def test_ctrl_c_ends_with_130_and_a_line(interrupted):
+    _, _, exit_code, screen = interrupted
+    assert exit_code == 130
+    assert "Traceback" not in screen
+    last = screen.rstrip("\r\n").split("\r\n")[-1].rpartition("\r")[2]
+    assert last.startswith("error: interrupted")
+
+
+def test_same_command_goes_on(interrupted):
+    cwd, args, _, _ = interrupted
+    before = read_rows(cwd / "w")
+    assert [row["epoch"] for row in before] == list(range(1, len(before) + 1))
+    checkpoints = [int(path.name) for path in (cwd / "w" / "checkpoints").glob("[0-9]*")]
+    newest = max(epoch for epoch in checkpoints if epoch <= len(before))
+    assert newest >= len(before) - 2
+    with (cwd / "stdout").open("w") as stdout, (cwd / "stderr").open("w") as stderr:
+        process = subprocess.Popen(command(*args), cwd=cwd, stdout=stdout, stderr=stderr)
+        try:
+            wait_for(process, lambda: epochs_done(cwd / "w") > len(before) + 1)
+        except BaseException:
+            process.kill()
+            raise
+        assert interrupt(process) == 130
+    said = (cwd / "stdout").read_text()
+    assert f"resumed after epoch {newest} of 5000\n" in said
+    complaint = (cwd / "stderr").read_text()
+    assert complaint.startswith("error: interrupted")
+    assert complaint.count("\n") == 1
+    after = read_rows(cwd / "w")
+    assert [row["epoch"] for row in after] == list(range(1, len(after) + 1))
+    assert after[:newest] == before[:newest]
+    # The epochs that were done again have the same numbers as the first time, bit for bit.
+    for again, first in zip(after[newest:], before[newest:], strict=False):
+        for name in METRICS[:-2]:
+            assert again[name] == first[name]
+
+
+def test_help_into_a_closed_pipe_is_silent():
+    process = subprocess.Popen(command("--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate(timeout=TIMEOUT)[1] == b""

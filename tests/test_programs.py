@@ -1,0 +1,199 @@
+"""How an epoch is cut up, and what the compiled programs promise."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmnist import data, optim
+from jaxmnist.config import Config, default_config
+from jaxmnist.engine import Images, make_engine
+from jaxmnist.errors import UserError
+from jaxmnist.programs import CPU_CHUNK_STEPS, Programs, Segment, plan_epoch
+
+BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+def config_with(**values: object) -> Config:
+    config = default_config()
+    config.update(values)
+    return config
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    size=st.integers(1, 5000),
+    batch_size=st.integers(1, 600),
+    drop_remainder=st.booleans(),
+    steps_share=st.floats(0, 1),
+    max_steps=st.none() | st.integers(1, 100),
+)
+def test_segments_cover_the_epoch(
+    size: int, batch_size: int, drop_remainder: bool, steps_share: float, max_steps: int | None
+):
+    steps = size // batch_size if drop_remainder else -(-size // batch_size)
+    asked = int(steps * steps_share)
+    config = config_with(
+        batch_size=batch_size, drop_remainder=drop_remainder, steps_per_epoch=asked
+    )
+    if steps == 0:
+        with pytest.raises(UserError):
+            plan_epoch(size, config, max_steps)
+        return
+    segments = plan_epoch(size, config, max_steps)
+    expected_steps = asked or steps
+    starts = np.cumsum([0] + [segment.images for segment in segments])
+    assert [segment.start for segment in segments] == starts[:-1].tolist()
+    assert sum(segment.steps for segment in segments) == expected_steps
+    assert starts[-1] == min(expected_steps * batch_size, size)
+    assert all(1 <= segment.steps <= (max_steps or steps) for segment in segments)
+    assert len({segment[1:] for segment in segments}) <= 3
+    assert {segment.batch_size for segment in segments[:-1]} <= {batch_size}
+    if max_steps is None:
+        assert len(segments) <= 2
+
+
+def test_mnist_is_469_steps_and_the_last_batch_has_96():
+    assert plan_epoch(60_000, config_with()) == [
+        Segment(0, 468, 128),
+        Segment(59_904, 1, 96),
+    ]
+    assert plan_epoch(50_000, config_with()) == [Segment(0, 390, 128), Segment(49_920, 1, 80)]
+
+
+def test_mnist_in_chunks_on_a_cpu():
+    segments = plan_epoch(60_000, config_with(), CPU_CHUNK_STEPS)
+    assert sum(segment.steps for segment in segments) == 469
+    assert segments[-1] == Segment(59_904, 1, 96)
+    assert {segment[1:] for segment in segments} == {(26, 128), (1, 96)}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"drop_remainder": True}, [Segment(0, 468, 128)]),
+        ({"steps_per_epoch": 3}, [Segment(0, 3, 128)]),
+        ({"steps_per_epoch": 468}, [Segment(0, 468, 128)]),
+        ({"steps_per_epoch": 469}, [Segment(0, 468, 128), Segment(59_904, 1, 96)]),
+        ({"batch_size": 60_000}, [Segment(0, 1, 60_000)]),
+        ({"batch_size": 60_001}, [Segment(0, 1, 60_000)]),
+        ({"batch_size": 1_000}, [Segment(0, 60, 1_000)]),
+    ],
+)
+def test_plans_by_hand(values: dict[str, object], expected: list[Segment]):
+    assert plan_epoch(60_000, config_with(**values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"steps_per_epoch": 470}, ("config.steps_per_epoch is 470", "469 steps")),
+        (
+            {"steps_per_epoch": 469, "drop_remainder": True},
+            ("config.steps_per_epoch is 469", "468 steps"),
+        ),
+        (
+            {"batch_size": 60_001, "drop_remainder": True},
+            ("config.batch_size is 60001", "60,000"),
+        ),
+    ],
+)
+def test_impossible_plans_are_refused(values: dict[str, object], words: tuple[str, str]):
+    with pytest.raises(UserError) as caught:
+        plan_epoch(60_000, config_with(**values))
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TINY = config_with(model="compact_tiny", batch_size=16, num_seeds=2, seed=5, num_epochs=2)
+
+
+@pytest.fixture(scope="module")
+def programs(mnist: tuple[data.Dataset, data.Dataset]) -> Programs:
+    """Two seeds on 40 images in batches of 16, 16 and 8; evaluation on 30."""
+    train, held_out = (
+        Images(jax.numpy.asarray(part.images_NHW[:size]), jax.numpy.asarray(part.labels_N[:size]))
+        for part, size in zip(mnist, (40, 30), strict=True)
+    )
+    engine = make_engine(TINY, optim.make_schedule(TINY, 3))
+    return Programs(engine, TINY, train, held_out)
+
+
+def train_epoch(programs: Programs, states, epoch: int):
+    """The states after ``epoch``, and what its steps said, with everything fetched."""
+    order_SN = programs.epoch_order(states, epoch)
+    said = []
+    for segment in programs.segments:
+        states, metrics = programs.train(states, order_SN, segment)
+        said.append(jax.device_get(metrics))
+    return states, np.asarray(order_SN), said, jax.device_get(programs.evaluate(states))
+
+
+def test_abstract_states_are_those_of_real_ones(programs: Programs):
+    states = programs.init()
+    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
+    assert described == programs.abstract_states
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(states))
+    np.testing.assert_array_equal(states.seed, [5, 6])
+    states, *_ = train_epoch(programs, states, 1)
+    assert jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), states) == described
+    np.testing.assert_array_equal(states.step, [3, 3])
+
+
+def test_an_epoch_has_the_shapes_it_says(programs: Programs):
+    assert programs.steps_per_epoch == 3
+    assert programs.segments == [Segment(0, 2, 16), Segment(32, 1, 8)]
+    _, order_SN, said, evaluation = train_epoch(programs, programs.init(), 1)
+    assert order_SN.shape == (2, 40)
+    np.testing.assert_array_equal(np.sort(order_SN, 1), [range(40)] * 2)
+    assert not np.array_equal(order_SN[0], order_SN[1])
+    assert [metrics.loss.shape for metrics in said] == [(2, 2), (2, 1)]
+    for metrics, batch_size in zip(said, (16, 8), strict=True):
+        assert np.isfinite(metrics.loss).all()
+        assert metrics.correct.min() >= 0
+        assert metrics.correct.max() <= batch_size
+    assert evaluation.loss.shape == (2,)
+    assert evaluation.predictions_N.shape == (2, 30)
+    assert evaluation.correct.max() <= 30
+
+
+def test_evaluation_counts_what_it_predicts(
+    programs: Programs, mnist: tuple[data.Dataset, data.Dataset]
+):
+    _, _, _, evaluation = train_epoch(programs, programs.init(), 1)
+    right_SN = evaluation.predictions_N == mnist[1].labels_N[None, :30]
+    np.testing.assert_array_equal(evaluation.correct, right_SN.sum(1))
+
+
+def test_same_seed_gives_the_same_bits(programs: Programs):
+    first, second = (train_epoch(programs, programs.init(), 1) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_epochs_visit_in_different_orders(programs: Programs):
+    states = programs.init()
+    first, second = (np.asarray(programs.epoch_order(states, epoch)) for epoch in (1, 2))
+    assert not np.array_equal(first, second)
+
+
+def test_nothing_is_compiled_after_the_first_epoch(programs: Programs):
+    compiled = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == BACKEND_COMPILE:
+            compiled.append(event)
+
+    states, *_ = train_epoch(programs, programs.init(), 1)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x * 3 + 1)(np.float32(2))
+        assert compiled  # the counter counts
+        compiled.clear()
+        for epoch in (2, 3):
+            states, *_ = train_epoch(programs, states, epoch)
+        assert compiled == []
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

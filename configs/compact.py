@@ -1,4 +1,10 @@
-"""CompactMNISTNet with Adam: 18,472 parameters."""
+"""CompactMNISTNet with Adam: 18,472 parameters, receptive field 56.
+
+    python -m jaxmnist.main --config configs/compact.py
+
+About 2 minutes on two CPU cores. Accuracy: published 99.25 % (best epoch);
+measured 99.37 % (final epoch, n = 1, seed 0), 99.42 % (best epoch).
+"""
 
 from jaxmnist.config import Config, default_config
 

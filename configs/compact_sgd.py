@@ -1,4 +1,11 @@
-"""CompactMNISTNet with SGD: 18,472 parameters; all but SGD, momentum and batch size is inferred."""
+"""CompactMNISTNet with SGD: 18,472 parameters. Learning rate, weight decay, dropout, augmentation
+and schedule are inferred.
+
+    python -m jaxmnist.main --config configs/compact_sgd.py
+
+About 2 minutes on two CPU cores. Accuracy: published 99.00 % (best epoch);
+measured 99.30 % (final epoch, n = 1, seed 0), 99.30 % (best epoch).
+"""
 
 from jaxmnist.config import Config, default_config
 

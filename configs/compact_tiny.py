@@ -1,4 +1,11 @@
-"""6,584 parameters; the recipe is inferred: the write-up gives the curve only."""
+"""compact_tiny: one convolution a block, 6,584 parameters. The whole recipe is inferred: the
+write-up gives three epochs of its curve and the best accuracy only.
+
+    python -m jaxmnist.main --config configs/compact_tiny.py
+
+About 1 minute on two CPU cores. Accuracy: published 95.70 % (best epoch);
+measured 98.73 % (final epoch, n = 1, seed 0), 98.73 % (best epoch).
+"""
 
 from jaxmnist.config import Config, default_config
 

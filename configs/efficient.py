@@ -1,4 +1,11 @@
-"""19,664 parameters; the augmentation that the write-up declares is not in effect there."""
+"""efficient: 19,664 parameters, receptive field 28. The augmentation that the write-up declares is
+not in effect there.
+
+    python -m jaxmnist.main --config configs/efficient.py
+
+About 3 minutes on two CPU cores. Accuracy: published 99.29 % (best epoch);
+measured 99.20 % (final epoch, n = 1, seed 0), 99.27 % (best epoch).
+"""
 
 from jaxmnist.config import Config, default_config
 

@@ -1,4 +1,10 @@
-"""19,210 parameters, no augmentation."""
+"""lightweight: 19,210 parameters, receptive field 40, no augmentation.
+
+    python -m jaxmnist.main --config configs/lightweight.py
+
+About 3 minutes on two CPU cores. Accuracy: published 99.43 % (best epoch);
+measured 99.33 % (final epoch, n = 1, seed 0), 99.46 % (best epoch).
+"""
 
 from jaxmnist.config import Config, default_config
 

@@ -1,4 +1,10 @@
-"""13,808 parameters."""
+"""model1: 13,808 parameters, receptive field 32, ReLU before batch norm.
+
+    python -m jaxmnist.main --config configs/model1.py
+
+About 4 minutes on two CPU cores. Accuracy: published 99.58 % (best epoch);
+measured 99.39 % (final epoch, n = 1, seed 0), 99.40 % (best epoch).
+"""
 
 from jaxmnist.config import Config, default_config
 

@@ -1,4 +1,10 @@
-"""7,784 parameters."""
+"""model3: 7,784 parameters, receptive field 42, no dropout.
+
+    python -m jaxmnist.main --config configs/model3.py
+
+About 1 minute on two CPU cores. Accuracy: published 99.47 % (best epoch);
+measured 99.44 ± 0.05 % (final epoch, n = 3, seeds 0 to 2), 99.45 % (best epoch, mean).
+"""
 
 from jaxmnist.config import Config, default_config
 

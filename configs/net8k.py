@@ -1,4 +1,10 @@
-"""8,440 parameters; the write-up names a target, no result."""
+"""net8k: 8,440 parameters, receptive field 48. The write-up names a target, no result.
+
+    python -m jaxmnist.main --config configs/net8k.py
+
+About 2 minutes on two CPU cores. Accuracy: published nothing measured, target 99.40 %;
+measured 99.34 % (final epoch, n = 1, seed 0), 99.41 % (best epoch).
+"""
 
 from jaxmnist.config import Config, default_config
 

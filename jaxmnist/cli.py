@@ -1,18 +1,29 @@
-"""What the commands share: exit codes, and bad input told in one line instead of a traceback."""
+"""What the commands share: exit codes, recipes, and bad input told in one line."""
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import ml_collections
 from absl import app, flags, logging
+from ml_collections import config_flags
 
+from jaxmnist import config
 from jaxmnist.errors import DivergenceError, UserError
 
 
-def run(command: Callable[[], None], parse: Callable[[list[str]], None], usage: str) -> None:
+def run(
+    command: Callable[[], None],
+    parse: Callable[[list[str]], None],
+    usage: str,
+    on_interrupt: str = "interrupted",
+) -> None:
     """Parses the flags, runs ``command`` and ends the process.
 
     Exits with 0, 2 (input the user can mend), 130 (Ctrl-C) or 1 (anything else).
@@ -21,6 +32,7 @@ def run(command: Callable[[], None], parse: Callable[[list[str]], None], usage: 
       command: runs after the flags are parsed.
       parse: parses and checks the flags; raises ``UserError`` for those that cannot be used.
       usage: what --help prints.
+      on_interrupt: what to say after Ctrl-C.
     """
     sys.unraisablehook = _insist_on_ctrl_c
     for stream in (sys.stdout, sys.stderr):
@@ -45,21 +57,81 @@ def run(command: Callable[[], None], parse: Callable[[list[str]], None], usage: 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; the same command goes on from the newest checkpoint", 130))
+        sys.exit(_complain(on_interrupt, 130))
 
 
-def parse_flags(argv: list[str]) -> None:
-    """Parses absl's flags.
+def parse_flags(argv: list[str], flag_values: flags.FlagValues) -> None:
+    """Parses a command's flags.
+
+    Each command has flag values of its own: absl's global ones would clash where two commands
+    have a flag of the same name.
 
     Raises:
       UserError: for flags and values that cannot be used, and for other arguments.
     """
+    flags.FLAGS(argv[:1])  # absl's own flags, which app.run reads
     try:
-        rest = flags.FLAGS(argv)
+        rest = flag_values(argv)
     except (flags.Error, OSError) as error:
         raise UserError(f"{' '.join(str(error).split())}: see --help") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: see --help")
+
+
+def define_recipe(flag_values: flags.FlagValues) -> flags.FlagHolder[Any]:
+    """The flag --config, with a flag --config.FIELD for each field of the recipe."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "The recipe: one of configs/*.py.", flag_values=flag_values
+    )
+
+
+def recipe_name(flag_values: flags.FlagValues) -> str:
+    """The name of the recipe's file, without folder and suffix."""
+    return Path(config_flags.get_config_filename(flag_values["config"])).stem
+
+
+def parse_with_recipe(argv: list[str], flag_values: flags.FlagValues) -> None:
+    """Parses a command's flags, --config among them.
+
+    Raises:
+      UserError: as ``parse_flags``; and where the recipe is missing, broken or lacks a field.
+    """
+    file = _recipe_file(argv)
+    for argument in argv[1:]:
+        field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if field and field[1] not in config.FIELDS:
+            raise UserError(f"config.{field[1]} is unknown{config.did_you_mean(field[1])}")
+    try:
+        parse_flags(argv, flag_values)
+    except UserError as error:
+        if "Error whilst parsing config file" not in str(error):
+            raise
+        raise _broken_recipe(file, error) from error
+    except Exception as error:  # the recipe is code: it can raise anything
+        raise _broken_recipe(file, error) from error
+    recipe = flag_values["config"].value
+    if not isinstance(recipe, ml_collections.ConfigDict):
+        raise UserError(f"--config {file}: get_config() must return a ConfigDict, not {recipe!r}")
+
+
+def _recipe_file(argv: list[str]) -> str:
+    """The value of --config, checked here: ml_collections accepts it and fails later."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if flag := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            file = following if flag[1] is None else flag[1]
+            if not os.path.isfile(file.partition(":")[0]):
+                raise UserError(
+                    f"--config {file!r} is no file: name a recipe, for example configs/model3.py"
+                )
+            return file
+    raise UserError("--config is missing: name a recipe, for example configs/model3.py")
+
+
+def _broken_recipe(file: str, error: BaseException) -> UserError:
+    while error.__context__:  # ml_collections wraps what the recipe raised in its whole traceback
+        error = error.__context__
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"--config {file}: {reason}: mend the recipe, or name one of configs/*.py")
 
 
 def _complain(message: object, exit_code: int) -> int:
@@ -71,5 +143,5 @@ def _insist_on_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:
     """Sends a Ctrl-C again that came in a garbage collection, where Python drops it."""
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
+    elif str(unraisable.exc_value) != "Event loop is closed":  # Orbax, after a read that failed
         sys.__unraisablehook__(unraisable)

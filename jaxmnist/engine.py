@@ -96,15 +96,16 @@ class Engine:
         return TrainState(seed, step, variables["params"], variables["batch_stats"], opt_state)
 
     def losses(self, logits_NK: jax.Array, labels_N: jax.Array) -> jax.Array:
-        """Cross-entropy of each image, (N,) float32, with label smoothing as in PyTorch."""
+        """Cross-entropy of each image, (N,), with label smoothing as in PyTorch."""
         targets_NK = jax.nn.one_hot(labels_N, logits_NK.shape[1])
         targets_NK = optax.smooth_labels(targets_NK, self.label_smoothing)
-        return optax.softmax_cross_entropy(logits_NK.astype(jnp.float32), targets_NK)
+        wide_NK = logits_NK.astype(jnp.promote_types(logits_NK.dtype, jnp.float32))
+        return optax.softmax_cross_entropy(wide_NK, targets_NK)
 
-    def train_step(
+    def gradients(
         self, state: TrainState, images_HWB: jax.Array, labels_B: jax.Array
-    ) -> tuple[TrainState, StepMetrics]:
-        """One optimizer step on a batch of uint8 images, (28, 28, B)."""
+    ) -> tuple[Any, Any, StepMetrics]:
+        """Gradients and new batch_stats of a training-mode pass over uint8 images, (28, 28, B)."""
 
         def loss_fn(params):
             logits_BK, updates = self.network.apply(
@@ -115,10 +116,18 @@ class Engine:
                 mutable=["batch_stats"],
                 rngs={"dropout": _key(state.seed, Stream.DROPOUT, state.step)},
             )
-            return self.losses(logits_BK, labels_B).mean(), (logits_BK, updates["batch_stats"])
+            correct = (logits_BK.argmax(1).astype(jnp.uint8) == labels_B).sum()
+            return self.losses(logits_BK, labels_B).mean(), (updates["batch_stats"], correct)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits_BK, batch_stats)), grads = grad_fn(state.params)
+        (loss, (batch_stats, correct)), grads = grad_fn(state.params)
+        return grads, batch_stats, StepMetrics(loss, correct)
+
+    def train_step(
+        self, state: TrainState, images_HWB: jax.Array, labels_B: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        """One optimizer step on a batch of uint8 images, (28, 28, B)."""
+        grads, batch_stats, metrics = self.gradients(state, images_HWB, labels_B)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
@@ -126,8 +135,7 @@ class Engine:
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        correct = (logits_BK.argmax(1).astype(jnp.uint8) == labels_B).sum()
-        return new_state, StepMetrics(loss, correct)
+        return new_state, metrics
 
     def epoch_order(self, state: TrainState, epoch: jax.Array, size: int) -> jax.Array:
         """The order in which ``epoch`` visits the ``size`` training images: int32 (size,)."""

@@ -107,6 +107,6 @@ def make_optimizer(config: Config, schedule: Schedule) -> optax.GradientTransfor
 
 def _lookup(table: np.ndarray) -> optax.Schedule:
     def schedule(count):
-        return jnp.asarray(table, jnp.float32)[count]
+        return jnp.asarray(table)[count]
 
     return schedule

@@ -75,12 +75,13 @@ def _fit(
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, list[Row]]:
     """Trains from the newest checkpoint to the last epoch; the states and all rows."""
-    done = checkpoints.latest_epoch()
-    if done:
-        states = checkpoints.restore(done, programs.abstract_states)
-        report.say(f"resumed after epoch {done} of {config.num_epochs}")
-    else:
+    newest = checkpoints.latest_epoch()
+    if newest is None:
         states = programs.init()
+    else:
+        states = checkpoints.restore(newest, programs.abstract_states)
+        report.say(f"resumed after epoch {newest} of {config.num_epochs}")
+    done = newest or 0
     rows = files.read_metrics(done)
 
     report.say(report.epoch_header())
@@ -92,7 +93,8 @@ def _fit(
             report.say(report.epoch_line(new_rows))
             rows += new_rows
             if epoch % config.checkpoint.every_epochs == 0 or epoch == config.num_epochs:
-                checkpoints.save(epoch, states)
+                accuracy = float(np.mean([row["eval_accuracy"] for row in new_rows]))
+                checkpoints.save(epoch, states, accuracy)
     return states, rows
 
 

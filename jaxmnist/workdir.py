@@ -10,11 +10,13 @@ import ml_collections
 import numpy as np
 from scipy import stats
 
-from jaxmnist.config import Config, flatten
+from jaxmnist.config import Config, flatten, validate
 from jaxmnist.errors import UserError
 
 Row = dict[str, Any]
 
+CHECKPOINTS = "checkpoints"
+_CONFIG = "config.json"
 _START_ANEW = "--restart to move the run aside and begin anew"
 
 
@@ -35,7 +37,7 @@ class Workdir:
         path = Path(os.path.abspath(path))  # "." must stay what it is when it is moved aside
         self.path = path
         self._runs = range(config.seed, config.seed + config.num_seeds)
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self.moved_to: Path | None = None
         try:
             if path.exists() and any(path.iterdir()) and not self._config_file.exists():
@@ -54,7 +56,7 @@ class Workdir:
 
     @property
     def _config_file(self) -> Path:
-        return self.path / "config.json"
+        return self.path / _CONFIG
 
     @property
     def _metrics_file(self) -> Path:
@@ -62,12 +64,7 @@ class Workdir:
 
     def _refuse_other_run(self, config: Config) -> None:
         remedy = "choose another --workdir, or --restart to move the old run aside"
-        try:
-            there = flatten(ml_collections.ConfigDict(json.loads(self._config_file.read_text())))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"{self._config_file} is not a run's configuration: {remedy}"
-            ) from error
+        there = flatten(_read_config(self._config_file, remedy))
         here = flatten(config)
         differing = [
             f"config.{name} is {there.get(name)!r} there and {here.get(name)!r} here"
@@ -105,6 +102,26 @@ class Workdir:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         _write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of the run in the folder ``path``, checked.
+
+    Raises:
+      UserError: where there is no run, or its configuration is damaged.
+    """
+    if not os.path.isfile(path / _CONFIG):  # pathlib raises where a name is too long
+        raise UserError(f"--workdir {path} holds no run: name a folder that has a {_CONFIG}")
+    config = _read_config(path / _CONFIG, "mend it or name another run")
+    validate(config)
+    return config
+
+
+def _read_config(file: Path, remedy: str) -> Config:
+    try:
+        return ml_collections.ConfigDict(json.loads(file.read_text()))
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is not a run's configuration: {remedy}") from error
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:

@@ -55,7 +55,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, optimizer: str, model: str, num
     params = len(jax.tree.leaves(states.params))
     assert len(jax.tree.leaves(states.opt_state)) > moments * params
     with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
-        checkpoints.save(4, states)
+        checkpoints.save(4, states, 99.0)
     with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
         assert checkpoints.latest_epoch() == 4
         restored = checkpoints.restore(4, abstract(states))
@@ -77,7 +77,7 @@ def at_epoch(epoch: int) -> TrainState:
 def test_keeps_the_newest(tmp_path: Path, keep: int):
     with contextlib.closing(Checkpoints(tmp_path / "c", keep)) as checkpoints:
         for epoch in (1, 2, 5, 10):
-            checkpoints.save(epoch, at_epoch(epoch))
+            checkpoints.save(epoch, at_epoch(epoch), float(epoch))
             assert checkpoints.latest_epoch() == epoch
     kept = sorted(int(path.name) for path in (tmp_path / "c").iterdir() if path.name.isdigit())
     assert kept == [1, 2, 5, 10][-keep:]
@@ -86,20 +86,33 @@ def test_keeps_the_newest(tmp_path: Path, keep: int):
 def test_each_epoch_has_its_own_states(tmp_path: Path):
     with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
         for epoch in (1, 2):
-            checkpoints.save(epoch, at_epoch(epoch))
+            checkpoints.save(epoch, at_epoch(epoch), float(epoch))
         for epoch in (1, 2):
             restored = checkpoints.restore(epoch, abstract(at_epoch(0)))
             chex.assert_trees_all_equal(restored, at_epoch(epoch))
 
 
-def test_latest_epoch_of_nothing_is_zero(tmp_path: Path):
+def test_nothing_is_saved_at_first(tmp_path: Path):
     with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
-        assert checkpoints.latest_epoch() == 0
+        assert checkpoints.latest_epoch() is None
+        assert checkpoints.best_epoch() is None
+        assert checkpoints.epochs() == []
+
+
+def test_best_is_kept_beside_the_newest(tmp_path: Path):
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        for epoch, accuracy in enumerate((97.0, 99.5, 98.0, 99.0, 98.5), start=1):
+            checkpoints.save(epoch, at_epoch(epoch), accuracy)
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        assert checkpoints.epochs() == [2, 4, 5]
+        assert checkpoints.best_epoch() == 2
+        assert checkpoints.latest_epoch() == 5
+        chex.assert_trees_all_equal(checkpoints.restore(2, abstract(at_epoch(0))), at_epoch(2))
 
 
 def test_unfinished_save_is_not_seen(tmp_path: Path):
     with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
-        checkpoints.save(1, at_epoch(1))
+        checkpoints.save(1, at_epoch(1), 90.0)
     (tmp_path / "c" / "2.orbax-checkpoint-tmp").mkdir()
     with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
         assert checkpoints.latest_epoch() == 1
@@ -121,14 +134,18 @@ def empty(folder: Path) -> None:
 def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[Path], None]):
     with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
         for epoch in (1, 2):
-            checkpoints.save(epoch, at_epoch(epoch))
+            checkpoints.save(epoch, at_epoch(epoch), float(epoch))
     damage(tmp_path / "c" / "2")
-    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
-        with pytest.raises(UserError) as caught:
-            checkpoints.restore(checkpoints.latest_epoch(), abstract(at_epoch(0)))
-        assert str(tmp_path / "c" / "2") in str(caught.value)
-        assert "--restart" in str(caught.value)
-        assert "\n" not in str(caught.value)
+    with (
+        pytest.raises(UserError) as caught,
+        contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints,
+    ):
+        checkpoints.restore(2, abstract(at_epoch(0)))
+    message = str(caught.value)
+    assert str(tmp_path / "c") in message
+    assert "2" in message.replace(str(tmp_path), "")
+    assert "--restart" in message
+    assert "\n" not in message
 
 
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path):

@@ -71,11 +71,6 @@ FILES = idx_files(TRAIN, TEST)
 # The bundled files.
 
 
-@pytest.fixture(scope="module")
-def mnist() -> tuple[data.Dataset, data.Dataset]:
-    return data.load("mnist", "train/test")
-
-
 def test_bundled_mnist(mnist):
     train, test = mnist
     assert (len(train), len(test)) == (60_000, 10_000)

@@ -1,0 +1,262 @@
+"""Every network and every recipe against the real PyTorch: forward, backward, training, statistics.
+
+The yardstick is torch in float64. In float32 torch on CPU strays from that by itself: oneDNN's fast
+convolutions leave errors of 3e-4 in a first gradient, and training amplifies any error, at the
+learning rates of one-cycle by orders of magnitude within 200 steps. So the semantics are proven in
+float64, and in float32 jaxmnist must stay as close to the exact result as torch's float32 does.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch_parity
+from scipy import stats
+from torch_parity import RECIPES
+from torch_reference import TORCH_NETWORKS, TorchRecipe
+
+from jaxmnist import augment, convert, models, optim, prng, saved_run, torch_weights
+from jaxmnist import train as train_lib
+from jaxmnist.engine import Images
+from jaxmnist.layers import Dropout, MaxPool
+
+# Where the weights after 20 float32 steps stay within 1e-4 of exact arithmetic. Elsewhere rounding
+# is amplified by then, in torch's float32 as much: the test compares the two.
+STABLE = {"compact_tiny", "model2", "model3"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    """Two runtimes with two spinning threads each would starve each other on two cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def batch(mnist):
+    _, test = mnist
+    return test.images_NHW[:128], test.labels_N[:128]
+
+
+@pytest.mark.parametrize("model", TORCH_NETWORKS)
+def test_parameters(model):
+    network = models.build(model, 0.0)
+    expected = {
+        key: tuple(tensor.shape)
+        for key, tensor in TORCH_NETWORKS[model](0.0).state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert {slot.key: slot.shape for slot in torch_weights.slots(network)} == expected
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_forward(recipe, batch, train):
+    images_NHW, _ = batch
+    assert torch_parity.forward_error(recipe, images_NHW, train=train) <= 1e-5
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_step(recipe, batch):
+    errors = torch_parity.step_errors(recipe, *batch)
+    assert errors.loss <= 1e-6
+    assert errors.gradient <= 1e-4
+    assert errors.batch_stats <= 1e-6
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_training(recipe, mnist):
+    train, _ = mnist
+    exact, double = torch_parity.trajectories(recipe, train, float64=True)
+    torch_single, single = torch_parity.trajectories(recipe, train, float64=False)
+    assert exact.losses[0] > 2
+    assert exact.losses[-20:].mean() < 1.5, "it must train for the comparison to mean anything"
+
+    semantics = torch_parity.stray(double, exact)
+    assert semantics.early_weights <= 1e-10
+    # model2 amplifies rounding by ten orders of magnitude on its way to the peak of one-cycle.
+    steps = 130 if recipe == "model2" else torch_parity.STEPS
+    np.testing.assert_allclose(double.losses[:steps], exact.losses[:steps], rtol=1e-3)
+    np.testing.assert_allclose(double.losses[:80], exact.losses[:80], rtol=1e-8)
+
+    ours, theirs = (torch_parity.stray(t, exact) for t in (single, torch_single))
+    if recipe in STABLE:
+        assert ours.early_weights <= 1e-4
+    # Chaos makes the last factor random; a wrong formula would show in float64.
+    assert ours.early_weights <= max(1e-4, 10 * theirs.early_weights)
+    assert ours.losses <= max(1e-3, 10 * theirs.losses)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_learning_rate_and_momentum_of_every_step(recipe):
+    config = torch_parity.load_recipe(recipe)
+    steps_per_epoch = 469 if config.split == "train/test" else 391
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    torch_recipe = TorchRecipe(recipe, [parameter], steps_per_epoch)
+    parameter.grad = torch.zeros(1)
+    expected = [torch_recipe.hyperparameters()]
+    for _ in range(config.num_epochs * steps_per_epoch):
+        torch_recipe.step()
+        expected.append(torch_recipe.hyperparameters())
+    schedule = optim.make_schedule(config, steps_per_epoch)
+    found = np.array([schedule.learning_rate_T1, schedule.momentum_T1], np.float32)
+    peak = schedule.learning_rate_T1.max()  # cosine ends at 0, where nothing is relative
+    np.testing.assert_allclose(found, np.transpose(expected), rtol=1e-6, atol=1e-12 * peak)
+
+
+@pytest.mark.parametrize("model", TORCH_NETWORKS)
+def test_initialisation_is_drawn_from_torchs_distribution(model):
+    """Bounds, and Kolmogorov–Smirnov over the values of 20 initialisations."""
+    count = 20
+    network = models.build(model, 0.0)
+    blank_NHW = jnp.zeros((1, 28, 28), jnp.uint8)
+    ours = jax.jit(jax.vmap(lambda seed: network.init(prng.key(seed), blank_NHW, train=False)))(
+        jnp.arange(count)
+    )
+    torch.manual_seed(0)
+    theirs = [TORCH_NETWORKS[model](0.0).state_dict() for _ in range(count)]
+    for slot in torch_weights.slots(network):
+        found = np.asarray(ours[slot.collection][slot.layer][slot.leaf]).ravel()
+        expected = np.concatenate([state[slot.key].numpy().ravel() for state in theirs])
+        if np.ptp(expected) == 0:
+            np.testing.assert_array_equal(found, expected)
+            continue
+        assert abs(np.abs(found).max() / np.abs(expected).max() - 1) < 0.05
+        test: Any = stats.ks_2samp(found, expected)
+        assert test.pvalue > 1e-4, slot.key
+
+
+def test_rotation_equals_grid_sample(mnist):
+    train, _ = mnist
+    count = 256
+    images_NHW = train.images_NHW[:count]
+    degrees_N = np.random.RandomState(0).uniform(-30, 30, count).astype(np.float32)
+    radians_N = torch.from_numpy(np.radians(degrees_N))
+    cos, sin, zero = radians_N.cos(), radians_N.sin(), torch.zeros(count)
+    theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).reshape(count, 2, 3)
+    grid = torch.nn.functional.affine_grid(theta, [count, 1, 28, 28], align_corners=False)
+    expected = torch.nn.functional.grid_sample(
+        torch.from_numpy(images_NHW).float()[:, None],
+        grid,
+        mode="nearest",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    shift_2N = jnp.zeros((2, count), jnp.int32)
+    index_N = jnp.arange(count, dtype=jnp.int32)
+    found_HWN = augment.gather_transformed(
+        jnp.asarray(images_NHW), index_N, jnp.asarray(degrees_N), shift_2N
+    )
+    different = np.asarray(found_HWN).transpose(2, 0, 1) != expected[:, 0].numpy()
+    assert different.mean() <= 1e-3
+    assert (expected[:, 0].numpy() != images_NHW).mean() > 0.05, "the rotation must do something"
+
+
+def test_translation_equals_grid_sample(mnist):
+    train, _ = mnist
+    shifts = [(0, 0), (1, 0), (0, -2), (-3, 3), (2, 1)]
+    images_NHW = train.images_NHW[: len(shifts)]
+    down, right = (torch.tensor(axis, dtype=torch.float32) for axis in zip(*shifts, strict=True))
+    one, zero = torch.ones(len(shifts)), torch.zeros(len(shifts))
+    # In torch's coordinates the image is 2 wide, and the grid says where each pixel comes from.
+    theta = torch.stack([one, zero, -right / 14, zero, one, -down / 14], dim=1)
+    grid = torch.nn.functional.affine_grid(
+        theta.reshape(-1, 2, 3), [len(shifts), 1, 28, 28], align_corners=False
+    )
+    expected = torch.nn.functional.grid_sample(
+        torch.from_numpy(images_NHW).float()[:, None], grid, mode="nearest", align_corners=False
+    )
+    found_HWN = augment.gather_transformed(
+        jnp.asarray(images_NHW),
+        jnp.arange(len(shifts), dtype=jnp.int32),
+        jnp.zeros(len(shifts)),
+        jnp.asarray(shifts, jnp.int32).T,
+    )
+    np.testing.assert_array_equal(np.asarray(found_HWN).transpose(2, 0, 1), expected[:, 0].numpy())
+
+
+def test_pool_gives_ties_to_the_same_pixel():
+    """Few distinct values, so that most 2×2 patches have ties: forward and gradient are equal."""
+    random = np.random.RandomState(0)
+    x_NCHW = random.randint(0, 3, (4, 3, 7, 8)).astype(np.float32)
+    weight_NCHW = random.normal(size=(4, 3, 3, 4)).astype(np.float32)
+    x = torch.tensor(x_NCHW, requires_grad=True)
+    pooled = torch.nn.functional.max_pool2d(x, 2)
+    (pooled * torch.from_numpy(weight_NCHW)).sum().backward()
+
+    def pool(x_CHWN):
+        return MaxPool().apply({}, x_CHWN, train=True)
+
+    y_CHWN, pullback = jax.vjp(pool, jnp.asarray(x_NCHW.transpose(1, 2, 3, 0)))
+    (dx_CHWN,) = pullback(jnp.asarray(weight_NCHW.transpose(1, 2, 3, 0)))
+    np.testing.assert_array_equal(np.asarray(y_CHWN).transpose(3, 0, 1, 2), pooled.detach())
+    assert x.grad is not None
+    np.testing.assert_array_equal(np.asarray(dx_CHWN).transpose(3, 0, 1, 2), x.grad)
+
+
+@pytest.mark.parametrize("whole_channels", [False, True])
+def test_dropout_masks_what_torch_masks(whole_channels):
+    """The same granularity, rate and scale; the masks themselves are other random numbers."""
+    rate, shape_NCHW = 0.25, (64, 32, 6, 6)
+    layer = Dropout(rate, whole_channels)
+    ones_CHWN = jnp.ones((32, 6, 6, 64))
+    found_CHWN = layer.apply({}, ones_CHWN, train=True, rngs={"dropout": prng.key(0)})
+    found = np.asarray(found_CHWN).transpose(3, 0, 1, 2)
+    torch.manual_seed(0)
+    torch_layer = torch.nn.Dropout2d(rate) if whole_channels else torch.nn.Dropout(rate)
+    expected = torch_layer(torch.ones(shape_NCHW)).numpy()
+    for mask in (found, expected):
+        np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=1e-6)
+        per_map = np.ptp(mask.reshape(64, 32, 36), axis=2) == 0
+        assert per_map.mean() == 1 if whole_channels else per_map.mean() < 0.01
+        decisions = mask[:, :, 0, 0].size if whole_channels else mask.size
+        tolerance = 4.5 * np.sqrt(rate * (1 - rate) / decisions)
+        assert abs((mask == 0).mean() - rate) < tolerance
+
+
+def torch_correct(network: torch.nn.Module, test) -> int:
+    network.eval()
+    with torch.no_grad():
+        images = torch_parity.normalised(test.images_NHW, torch.float32)
+        predictions = torch.cat([network(part).argmax(1) for part in images.split(1000)])
+    return int((predictions.numpy() == test.labels_N).sum())
+
+
+def test_weights_trained_by_torch_score_the_same_here(mnist, tmp_path):
+    """An epoch of model3's recipe in plain torch, imported from the file that torch wrote."""
+    train, test = mnist
+    network = torch_parity.make_torch("model3")
+    recipe = TorchRecipe("model3", network.parameters(), 469)
+    for images_NHW, labels_N in torch_parity.batches(train, 469, 128):
+        recipe.optimizer.zero_grad()
+        outputs = network(torch_parity.normalised(images_NHW, torch.float32))
+        recipe.loss(outputs, torch.from_numpy(labels_N).long()).backward()
+        recipe.step()
+    torch.save(network.state_dict(), tmp_path / "trained.pth")
+    config = torch_parity.load_recipe("model3")
+    convert.import_weights(tmp_path / "trained.pth", tmp_path / "run", config)
+
+    run = saved_run.load(tmp_path / "run")
+    test_set = Images(jnp.asarray(test.images_NHW), jnp.asarray(test.labels_N))
+    correct = int(jax.jit(run.engine.evaluate)(run.state, test_set).correct)
+    assert correct > 9500
+    assert abs(correct - torch_correct(network, test)) <= 2
+
+
+def test_weights_trained_here_score_the_same_in_torch(mnist, tmp_path):
+    """An epoch of model3's recipe, exported to a file that torch loads strictly."""
+    _, test = mnist
+    config = torch_parity.load_recipe("model3")
+    config.num_epochs = 1
+    summary = train_lib.run(config, tmp_path / "run")
+    convert.export_weights(tmp_path / "run", tmp_path / "trained.pth", "last", None)
+    network = TORCH_NETWORKS["model3"](0.0)
+    network.load_state_dict(torch.load(tmp_path / "trained.pth", weights_only=True), strict=True)
+    correct = round(summary["final_accuracy"]["mean"] * len(test) / 100)
+    assert correct > 9500
+    assert abs(correct - torch_correct(network, test)) <= 2

@@ -45,17 +45,17 @@ def train_torch(
     """Test accuracy after each epoch; ``orders`` is (epochs, N)."""
     batch_size = load_recipe(recipe).batch_size
     epochs, size = orders.shape
-    recipe_ = TorchRecipe(recipe, network.parameters(), -(-size // batch_size), epochs)
+    torch_recipe = TorchRecipe(recipe, network.parameters(), -(-size // batch_size), epochs)
     test_images = normalised(test.images_NHW, torch.float32)
     accuracies = []
     for order_N in orders:
         network.train()
         for start in range(0, len(order_N), batch_size):
             index_B = order_N[start : start + batch_size]
-            recipe_.optimizer.zero_grad()
+            torch_recipe.optimizer.zero_grad()
             outputs = network(normalised(train.images_NHW[index_B], torch.float32))
-            recipe_.loss(outputs, torch.from_numpy(train.labels_N[index_B]).long()).backward()
-            recipe_.step()
+            torch_recipe.loss(outputs, torch.from_numpy(train.labels_N[index_B]).long()).backward()
+            torch_recipe.step()
         accuracies.append(torch_accuracy(network, test_images, test.labels_N))
     return accuracies
 

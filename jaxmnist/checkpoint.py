@@ -33,10 +33,13 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:  # Orbax fails with whatever lies below
-            newest = max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0)
+            newest = max(
+                (int(p.name) for p in folder.glob("*") if p.name.isdecimal()), default="none"
+            )
             raise UserError(
-                f"a checkpoint in {self._folder} cannot be read: delete the damaged one (perhaps "
-                f"{newest}, the newest) to go on from another, or --restart to begin anew"
+                f"a checkpoint in {self._folder} cannot be read ({type(error).__name__}; newest: "
+                f"{newest}): move the damaged one away to go on from another, or --restart to "
+                "begin anew"
             ) from error
 
     def save(self, epoch: int, states: TrainState, eval_accuracy: float) -> None:
@@ -69,8 +72,8 @@ class Checkpoints:
             restored: Any = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax fails with whatever lies below
             raise UserError(
-                f"{self._folder / str(epoch)} cannot be read: delete it to go on from "
-                "the one before, or --restart to begin anew"
+                f"{self._folder / str(epoch)} cannot be read ({type(error).__name__}): move it "
+                "away to go on from the one before, or --restart to begin anew"
             ) from error
         return restored
 

@@ -62,7 +62,7 @@ FIELDS: dict[str, Field] = {
         _one_of(data.SPLITS),
     ),
     "num_epochs": Field(15, "passes over the training set", _between(1, 10_000)),
-    "batch_size": Field(128, "images per optimizer step", _at_least(1)),
+    "batch_size": Field(128, "images per optimizer step", _between(1, 10**9)),
     "steps_per_epoch": Field(0, "0 for the whole training set; less for quick tries", _at_least(0)),
     "drop_remainder": Field(False, "leave out the last, smaller batch of an epoch"),
     "seed": Field(0, "of the first run; decides everything random", _SEED),
@@ -79,7 +79,7 @@ FIELDS: dict[str, Field] = {
         "course of the learning rate",
         _one_of(["constant", "step", "cosine", "onecycle"]),
     ),
-    "schedule.step_size": Field(5, "step: epochs between decays", _at_least(1)),
+    "schedule.step_size": Field(5, "step: epochs between decays", _between(1, 10_000)),
     "schedule.gamma": Field(0.5, "step: factor of each decay", _POSITIVE),
     "schedule.pct_start": Field(0.2, "onecycle: share of the steps on the way up", _INSIDE),
     "schedule.div_factor": Field(25.0, "onecycle: peak / first learning rate", _POSITIVE),
@@ -88,8 +88,8 @@ FIELDS: dict[str, Field] = {
     "schedule.max_momentum": Field(0.95, "onecycle: momentum at both ends", _RATE),
     "augment.rotate_degrees": Field(0.0, "random rotation by up to ± this", _DEGREES),
     "augment.translate": Field(0.0, "random shift by up to ± this share of the side", _RATE),
-    "checkpoint.every_epochs": Field(1, "epochs between checkpoints", _at_least(1)),
-    "checkpoint.keep": Field(2, "newest checkpoints that are kept", _at_least(1)),
+    "checkpoint.every_epochs": Field(1, "epochs between checkpoints", _between(1, 10_000)),
+    "checkpoint.keep": Field(2, "newest checkpoints kept, besides the best", _between(1, 10_000)),
 }
 
 

@@ -26,6 +26,17 @@ class Window(NamedTuple):
     stride: int = 1
 
 
+class Layer(nn.Module):
+    """Maps an array with the batch last to another one."""
+
+    def window(self, height: int) -> Window:
+        """The patch of an input ``height`` pixels high that one output pixel sees."""
+        return Window()
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        raise NotImplementedError
+
+
 def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
     """Initialiser U(-1/√fan_in, 1/√fan_in): torch's default for conv and linear, bias included."""
     bound = fan_in**-0.5
@@ -126,7 +137,7 @@ _conv2d = jax.custom_vjp(_conv2d_primal, nondiff_argnums=(2,))
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-class Conv(nn.Module):
+class Conv(Layer):
     """2-D convolution with stride 1, as ``torch.nn.Conv2d``."""
 
     features: int
@@ -150,24 +161,18 @@ class Conv(nn.Module):
         return y_CHWN
 
 
-class Flatten(nn.Module):
+class Flatten(Layer):
     """The maps of an image as one vector, (C, H, W, N) to (C·H·W, N): ``torch.nn.Flatten``."""
-
-    def window(self, height: int) -> Window:
-        return Window()
 
     def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
         return x_CHWN.reshape(-1, x_CHWN.shape[-1])
 
 
-class Linear(nn.Module):
+class Linear(Layer):
     """Fully connected layer, (I, N) to (O, N), as ``torch.nn.Linear``."""
 
     features: int
     use_bias: bool = True
-
-    def window(self, height: int) -> Window:
-        return Window()
 
     @nn.compact
     def __call__(self, x_IN: jax.Array, *, train: bool) -> jax.Array:
@@ -179,7 +184,7 @@ class Linear(nn.Module):
         return y_ON.astype(x_IN.dtype)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Layer):
     """Batch normalisation over (H, W, N), as ``torch.nn.BatchNorm2d``.
 
     The batch is normalised with its biased variance, the running one collects the unbiased.
@@ -188,9 +193,6 @@ class BatchNorm(nn.Module):
 
     EPSILON: ClassVar[float] = 1e-5
     MOMENTUM: ClassVar[float] = 0.9  # torch counts the other way round: its momentum is 0.1
-
-    def window(self, height: int) -> Window:
-        return Window()
 
     @nn.compact
     def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
@@ -219,17 +221,14 @@ class BatchNorm(nn.Module):
         return y_CHWN.astype(x_CHWN.dtype)
 
 
-class Relu(nn.Module):
+class Relu(Layer):
     """max(x, 0), with gradient 0 at 0."""
-
-    def window(self, height: int) -> Window:
-        return Window()
 
     def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
         return nn.relu(x_CHWN)
 
 
-class Dropout(nn.Module):
+class Dropout(Layer):
     """Zeroes elements with probability ``rate``, scales the rest by 1/(1-rate): ``nn.Dropout``.
 
     With ``whole_channels`` it zeroes whole maps, one decision per image and channel:
@@ -238,9 +237,6 @@ class Dropout(nn.Module):
 
     rate: float
     whole_channels: bool = False
-
-    def window(self, height: int) -> Window:
-        return Window()
 
     @nn.compact
     def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
@@ -252,7 +248,7 @@ class Dropout(nn.Module):
         return jnp.where(keep, x_CHWN / (1 - self.rate), 0)
 
 
-class MaxPool(nn.Module):
+class MaxPool(Layer):
     """2×2 maximum with stride 2, a last odd row or column dropped: ``torch.nn.MaxPool2d(2)``.
 
     Where several pixels of a patch are equal, the whole gradient goes to the first of them in
@@ -274,7 +270,7 @@ class MaxPool(nn.Module):
         return first_max(top, bottom)
 
 
-class GlobalAvgPool(nn.Module):
+class GlobalAvgPool(Layer):
     """Mean over the whole map, (C, H, W, N) to (C, 1, 1, N)."""
 
     def window(self, height: int) -> Window:
@@ -284,7 +280,7 @@ class GlobalAvgPool(nn.Module):
         return x_CHWN.mean((1, 2), keepdims=True)
 
 
-class GlobalAvgMaxPool(nn.Module):
+class GlobalAvgMaxPool(Layer):
     """Mean and maximum over the whole map, stacked: (C, H, W, N) to (2·C, 1, 1, N).
 
     Equal maxima share the gradient evenly, as in ``torch.amax``.

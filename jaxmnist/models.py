@@ -18,22 +18,12 @@ from jaxmnist.layers import (
     Flatten,
     GlobalAvgMaxPool,
     GlobalAvgPool,
+    Layer,
     Linear,
     MaxPool,
     Relu,
 )
 
-Layer = (
-    BatchNorm
-    | Conv
-    | Dropout
-    | Flatten
-    | GlobalAvgMaxPool
-    | GlobalAvgPool
-    | Linear
-    | MaxPool
-    | Relu
-)
 Layers = tuple[Layer, ...]
 
 MEAN, STD = 0.1307, 0.3081  # of the MNIST training pixels scaled to [0, 1], as everyone rounds them

@@ -12,6 +12,11 @@ def load_all() -> dict[str, dict[str, Any]]:
     return json.loads(importlib.resources.files("jaxmnist").joinpath("published.json").read_text())
 
 
-def comparable(recipe: str, dataset: str) -> dict[str, Any] | None:
-    """What ``config.recipe`` published; None for '' and for other data, where nothing compares."""
-    return load_all()[recipe] if recipe and dataset == "mnist" else None
+def comparable(recipe: str, dataset: str, split: str, params: int) -> dict[str, Any] | None:
+    """What ``config.recipe`` published; None where network, data or split are not the same."""
+    if not recipe or dataset != "mnist":
+        return None
+    publication = load_all()[recipe]
+    on_test = publication["split"].startswith("60k")
+    same = publication["params"] == params and on_test == (split == "train/test")
+    return publication if same else None

@@ -56,9 +56,13 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
 
     summary = _summarize(config, layers, rows, compile_seconds)
     files.write_summary(summary)
+    publication = published.comparable(
+        config.recipe, config.dataset, config.split, summary["params"]
+    )
     first_seed_predictions_N = np.asarray(programs.evaluate(states).predictions_N[0])
-    _draw(config, files.path, rows, schedule, steps_per_epoch, eval_data, first_seed_predictions_N)
-    report.say(report.summary_text(summary, published.comparable(config.recipe, config.dataset)))
+    curve = publication["epochs"] if publication else None
+    _draw(config, files.path, rows, curve, schedule, eval_data, first_seed_predictions_N)
+    report.say(report.summary_text(summary, publication))
     report.say(f"everything is in {files.path}")
     return summary
 
@@ -163,6 +167,7 @@ def _rows(
 ) -> list[Row]:
     """Evaluates and puts an epoch's results together, one row a seed."""
     evaluation = jax.device_get(programs.evaluate(states))
+    _check_finite(config, evaluation.loss[:, None], epoch, epoch * programs.steps_per_epoch - 1)
     eval_size = evaluation.predictions_N.shape[1]
     step = epoch * programs.steps_per_epoch
     return [
@@ -215,24 +220,22 @@ def _draw(
     config: Config,
     folder: Path,
     rows: list[Row],
+    published_curve: list[Row] | None,
     schedule: optim.Schedule,
-    steps_per_epoch: int,
     eval_data: data.Dataset,
     predictions_N: np.ndarray,
 ) -> None:
     """Writes the plots; those of single images show the first seed."""
     from jaxmnist import plots  # matplotlib takes a second to import: after the training
 
-    publication = published.comparable(config.recipe, config.dataset)
-    curve = publication["epochs"] if publication else None
     title = f"{config.model}, {config.dataset}"
     first = f"{title}, seed {config.seed}"
-    plots.learning_curves(folder / "learning_curves.png", rows, curve, title)
+    plots.learning_curves(folder / "learning_curves.png", rows, published_curve, title)
     plots.schedule(
         folder / "schedule.png",
         schedule.learning_rate_T1[:-1],
         schedule.momentum_T1[:-1],
-        steps_per_epoch,
+        rows[0]["step"],
         title,
     )
     labels_N = eval_data.labels_N

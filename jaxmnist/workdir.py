@@ -98,7 +98,7 @@ class Workdir:
     def append_metrics(self, rows: Sequence[Row]) -> None:
         """Adds one line a row."""
         with self._metrics_file.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         _write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -1,10 +1,20 @@
 """Settings and fixtures that several test files share."""
 
+import os
+import tempfile
+
 import jax
 import numpy as np
 import pytest
 
 from jaxmnist import data
+
+# Many tests run the same programs: compile each once a session, in subprocesses as well.
+_CACHE = tempfile.TemporaryDirectory(prefix="jaxmnist-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 # Broadcasting between ranks hides mistakes in batch-minor code: it must be written out.
 jax.config.update("jax_numpy_rank_promotion", "raise")

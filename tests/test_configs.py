@@ -203,13 +203,27 @@ def test_best_published_epoch_is_in_the_curve(name: str):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "dataset"), [("", "mnist"), ("model3", "tfds:kmnist"), ("model3", "some/folder")]
+    ("recipe", "dataset", "split", "params"),
+    [
+        ("", "mnist", "train/test", 7784),
+        ("model3", "tfds:kmnist", "train/test", 7784),
+        ("model3", "some/folder", "train/test", 7784),
+        ("model3", "mnist", "train/val", 7784),
+        ("model3", "mnist", "train/test", 13808),
+        ("compact", "mnist", "train/test", 18472),
+    ],
 )
-def test_nothing_published_compares(recipe: str, dataset: str):
-    assert published.comparable(recipe, dataset) is None
+def test_nothing_published_compares(recipe: str, dataset: str, split: str, params: int):
+    assert published.comparable(recipe, dataset, split, params) is None
 
 
 def test_publication_of_a_recipe():
-    publication = published.comparable("model3", "mnist")
+    publication = published.comparable("model3", "mnist", "train/test", 7784)
     assert publication is not None
     assert publication["best_accuracy"] == 99.47
+
+
+def test_publication_of_a_validation_split():
+    publication = published.comparable("compact", "mnist", "train/val", 18472)
+    assert publication is not None
+    assert publication["best_accuracy"] == 99.25

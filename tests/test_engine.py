@@ -90,9 +90,10 @@ def test_scan_equals_single_steps(train_set):
     assert int(scanned.step) == 3
 
 
-def test_every_step_draws_anew(train_set):
-    """With the same batch twice, dropout and augmentation alone must change the loss."""
-    engine = make(**{"optimizer.learning_rate": 1e-30})
+@pytest.mark.parametrize("off", ["dropout", "augment.rotate_degrees"])
+def test_every_step_draws_anew(train_set, off):
+    """With the same batch twice, augmentation or dropout alone must change the loss."""
+    engine = make(**{"optimizer.learning_rate": 1e-30, off: 0.0})
     order = jnp.concatenate([jnp.arange(64, dtype=jnp.int32)] * 2)
     state = jax.jit(engine.init)(jnp.uint32(0))
     _, metrics = engine.train_steps(state, order, jnp.int32(0), train_set, steps=2, batch_size=64)
@@ -122,6 +123,28 @@ def test_three_seeds_equal_three_single_runs(train_set):
     chex.assert_trees_all_close(together, stacked, rtol=1e-4, atol=1e-5)
     losses = np.asarray(together[1].loss)
     assert np.abs(losses[0] - losses[1]).min() > 1e-4, "different seeds must differ"
+
+
+def test_seeds_at_once_equal_seeds_in_turn(train_set):
+    """Accelerators map the seeds with vmap, CPUs one by one: the results agree."""
+    engine = make()
+    seeds_S = jnp.asarray([5, 6], jnp.uint32)
+    order_N = jnp.arange(256, dtype=jnp.int32)
+
+    def run(seed):
+        state = engine.init(seed)
+        state, metrics = engine.train_steps(
+            state, order_N, jnp.int32(0), train_set, steps=4, batch_size=32
+        )
+        return (
+            metrics,
+            engine.evaluate(state, train_set),
+            engine.epoch_order(state, jnp.int32(1), 256),
+        )
+
+    at_once = jax.jit(jax.vmap(run))(seeds_S)
+    in_turn = jax.jit(over_seeds(run, 2))(seeds_S)
+    chex.assert_trees_all_close(at_once, in_turn, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluate_counts_every_image_once(train_set, monkeypatch):

@@ -395,7 +395,7 @@ def test_terminal_shows_a_live_bar(interrupted):
 def test_terminal_lines_are_not_mixed_with_the_bar(interrupted):
     lines = [line.rpartition("\r")[2] for line in interrupted[3].split("\r\n")]
     rows = [line.split() for line in lines if re.match(r" +\d+ +\d\.\d", line)]
-    assert [row[0] for row in rows[:3]] == ["1", "2", "3"]
+    assert [row[0] for row in rows[:2]] == ["1", "2"]  # the third may be on file and not printed
     assert all(len(row) == 11 for row in rows)  # eight numbers, two '%' and an 's'
     assert "step" not in "\n".join(lines)
 

@@ -18,7 +18,7 @@ from scipy import stats
 from torch_parity import RECIPES
 from torch_reference import TORCH_NETWORKS, TorchRecipe
 
-from jaxmnist import augment, convert, models, optim, prng, saved_run, torch_weights
+from jaxmnist import analyze, augment, convert, models, optim, prng, saved_run, torch_weights
 from jaxmnist import train as train_lib
 from jaxmnist.engine import Images
 from jaxmnist.layers import Dropout, MaxPool
@@ -54,6 +54,19 @@ def test_parameters(model):
     assert {slot.key: slot.shape for slot in torch_weights.slots(network)} == expected
 
 
+@pytest.mark.parametrize("model", TORCH_NETWORKS)
+def test_layers_have_the_same_outputs_one_by_one(model):
+    """Position by position, as in ``nn.Sequential``; torch may have a log-softmax behind."""
+    summaries = analyze.summarize(models.build(model, 0.0))
+    layers = TORCH_NETWORKS[model](0.0).eval().layers
+    assert len(layers) - len(summaries) == isinstance(layers[-1], torch.nn.LogSoftmax)
+    x = torch.zeros(1, 1, 28, 28)
+    for summary, layer in zip(summaries, layers, strict=False):
+        x = layer(x)
+        assert summary.output_shape == tuple(x.shape[1:]), summary.name
+        assert summary.params == sum(parameter.numel() for parameter in layer.parameters())
+
+
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_forward(recipe, batch, train):
@@ -87,9 +100,8 @@ def test_training(recipe, mnist):
     ours, theirs = (torch_parity.stray(t, exact) for t in (single, torch_single))
     if recipe in STABLE:
         assert ours.early_weights <= 1e-4
-    # Chaos makes the last factor random; a wrong formula would show in float64.
+    # The factor leaves room for chaos; a wrong formula would show in float64.
     assert ours.early_weights <= max(1e-4, 10 * theirs.early_weights)
-    assert ours.losses <= max(1e-3, 10 * theirs.losses)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -126,6 +126,24 @@ def test_divergence_stops_the_run(tmp_path, idx_folder):
     assert metrics(tmp_path / "run") == []
 
 
+def test_divergence_in_the_last_step_stops_the_run(tmp_path, idx_folder):
+    """The loss of a step is taken before its update: only the evaluation sees the last one."""
+    config = quick(
+        **{
+            "dataset": str(idx_folder),
+            "model": "compact_tiny",
+            "num_epochs": 1,
+            "steps_per_epoch": 1,
+            "optimizer.learning_rate": 1e30,
+            "schedule.name": "constant",
+        }
+    )
+    with pytest.raises(DivergenceError, match=r"step 1 \(epoch 1, seed 0\)"):
+        train.run(config, tmp_path / "run")
+    assert metrics(tmp_path / "run") == []
+    assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*")) == []
+
+
 def test_too_many_steps_are_refused_before_anything_is_written(tmp_path, idx_folder):
     config = quick(dataset=str(idx_folder), steps_per_epoch=1000)
     with pytest.raises(UserError, match=r"steps_per_epoch is 1000.*640 training images.*5 steps"):

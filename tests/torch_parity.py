@@ -1,6 +1,4 @@
-"""Measures how far jaxmnist is from PyTorch; run as a script it prints the README's table.
-
-    python tests/torch_parity.py
+"""Measures how far jaxmnist is from PyTorch, for the tests and for benchmarks/parity_*.py.
 
 Both sides start from the same weights and see the same batches of real MNIST; dropout is off, for
 its random masks cannot agree. Float64 shows that the semantics are equal; what float32 adds on top
@@ -256,34 +254,3 @@ def stray(found: Trajectory, exact: Trajectory) -> TrajectoryErrors:
     """The distance between two trajectories."""
     losses = np.abs(found.losses / exact.losses - 1).max()
     return TrajectoryErrors(float(losses), relative(found.early_weights, exact.early_weights))
-
-
-def main() -> None:
-    torch.set_num_threads(1)  # two runtimes with two spinning threads each would starve each other
-    train, test = data.load("mnist", "train/test")
-    images_NHW, labels_N = test.images_NHW[:128], test.labels_N[:128]
-    print(
-        "| recipe | parameters | forward | gradient | weights, 20 steps "
-        "| losses, 200 steps, float64 | float32 | torch's float32 |\n| --- " + "| --: " * 7 + "|"
-    )
-    for recipe in RECIPES:
-        torch_count, count = parameter_counts(recipe)
-        exact, double = trajectories(recipe, train, float64=True)
-        torch_single, single = trajectories(recipe, train, float64=False)
-        figures = (
-            forward_error(recipe, images_NHW, train=False),
-            step_errors(recipe, images_NHW, labels_N).gradient,
-            stray(single, exact).early_weights,
-            stray(double, exact).losses,
-            stray(single, exact).losses,
-            stray(torch_single, exact).losses,
-        )
-        cells = " | ".join(f"{figure:.0e}" for figure in figures)
-        print(
-            f"| {recipe} | {count:,} {'=' if count == torch_count else '≠'} | {cells} |", flush=True
-        )
-    print(f"\njax {jax.__version__}, torch {torch.__version__}, {jax.default_backend()}")
-
-
-if __name__ == "__main__":
-    main()

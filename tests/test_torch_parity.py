@@ -23,10 +23,6 @@ from jaxmnist import train as train_lib
 from jaxmnist.engine import Images
 from jaxmnist.layers import Dropout, MaxPool
 
-# Where the weights after 20 float32 steps stay within 1e-4 of exact arithmetic. Elsewhere rounding
-# is amplified by then, in torch's float32 as much: the test compares the two.
-STABLE = {"compact_tiny", "model2", "model3"}
-
 
 @pytest.fixture(scope="module", autouse=True)
 def one_torch_thread():
@@ -86,21 +82,20 @@ def test_one_step(recipe, batch):
 def test_training(recipe, mnist):
     train, _ = mnist
     exact, double = torch_parity.trajectories(recipe, train, float64=True)
-    torch_single, single = torch_parity.trajectories(recipe, train, float64=False)
+    torch_single, single = torch_parity.trajectories(
+        recipe, train, float64=False, steps=torch_parity.EARLY_STEPS
+    )
     assert exact.losses[0] > 2
     assert exact.losses[-20:].mean() < 1.5, "it must train for the comparison to mean anything"
 
     semantics = torch_parity.stray(double, exact)
     assert semantics.early_weights <= 1e-10
-    # model2 amplifies rounding by ten orders of magnitude on its way to the peak of one-cycle.
-    steps = 130 if recipe == "model2" else torch_parity.STEPS
-    np.testing.assert_allclose(double.losses[:steps], exact.losses[:steps], rtol=1e-3)
+    np.testing.assert_allclose(double.losses, exact.losses, rtol=1e-3)
     np.testing.assert_allclose(double.losses[:80], exact.losses[:80], rtol=1e-8)
 
+    # Within 20 float32 steps a rounding error may decide a tie in a pool or the sign before a ReLU:
+    # which recipes stay below 1e-4 is chance, on both sides.
     ours, theirs = (torch_parity.stray(t, exact) for t in (single, torch_single))
-    if recipe in STABLE:
-        assert ours.early_weights <= 1e-4
-    # The factor leaves room for chaos; a wrong formula would show in float64.
     assert ours.early_weights <= max(1e-4, 10 * theirs.early_weights)
 
 

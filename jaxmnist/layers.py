@@ -33,9 +33,6 @@ class Layer(nn.Module):
         """The patch of an input ``height`` pixels high that one output pixel sees."""
         return Window()
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        raise NotImplementedError
-
 
 def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
     """Initialiser U(-1/√fan_in, 1/√fan_in): torch's default for conv and linear, bias included."""

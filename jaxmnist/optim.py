@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules with PyTorch's exact semantics, out of optax parts.
 
 A schedule is a table, computed once in float64 with PyTorch's own formulas: evaluated in float32
-inside the step, the cosine at the end of one-cycle loses four digits to cancellation.
+inside the step, the cosine at the end of one-cycle loses two digits to cancellation.
 """
 
 import math

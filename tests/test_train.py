@@ -39,7 +39,7 @@ def without_timing(rows: list[dict]) -> list[dict]:
 
 
 def test_learns_real_digits(tmp_path):
-    """120 steps, a quarter of an epoch, on real data: measured 97.5 to 98.0 % over five seeds."""
+    """120 steps, a quarter of an epoch, on real data: measured 96.7 to 97.4 % over five seeds."""
     summary = train.run(quick(), tmp_path / "run")
     assert summary["final_accuracy"]["mean"] > 96
     rows = metrics(tmp_path / "run")

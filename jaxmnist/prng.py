@@ -2,9 +2,10 @@
 
 JAX's default, Threefry, is built for cryptographic distance between keys. Masks, shuffles and
 initial weights need far less, and Threefry would cost seconds of compilation and, on two cores,
-7.7 ms for the largest dropout mask of efficient (32×24×24×128) where this takes 0.5 ms. It hashes each
-element's index with the key by two rounds of an integer mixer. Being elementwise, it gives the same numbers on every backend,
-under ``vmap`` and under any sharding. It is not for cryptography.
+7.7 ms for the largest dropout mask of efficient (32×24×24×128) where this one takes 0.5 ms. It
+hashes each element's index with the key by two rounds of an integer mixer. Being elementwise, it
+gives the same numbers on every backend, under ``vmap`` and under any sharding. It is not for
+cryptography.
 """
 
 import math

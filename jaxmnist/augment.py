@@ -2,6 +2,10 @@
 
 Both are geometry only: the output pixel (y, x) is a copy of one input pixel or black, so a whole
 batch of augmented images is one gather from the training set, straight into the batch-minor layout.
+
+On CPU each of the three steps (parameters, source pixels, gather) must be a loop of its own: fused,
+XLA would compute the sine anew for every pixel and gather without vector instructions, at twenty
+times the cost. ``engine.py`` runs them so.
 """
 
 import math
@@ -32,7 +36,7 @@ def random_parameters(
     return degrees_N, jnp.round(shift_2N).astype(jnp.int32)
 
 
-def source_pixels(degrees_N: jax.Array, shift_2N: jax.Array) -> tuple[jax.Array, jax.Array]:
+def source_pixels(degrees_N: jax.Array, shift_2N: jax.Array) -> jax.Array:
     """Where each pixel of the images, rotated and then shifted, comes from.
 
     Rotation is counter-clockwise about the centre (13.5, 13.5), nearest neighbour, as torchvision's
@@ -43,53 +47,41 @@ def source_pixels(degrees_N: jax.Array, shift_2N: jax.Array) -> tuple[jax.Array,
       shift_2N: int32, rows (down, right), in pixels.
 
     Returns:
-      pixel_HWN: int32, the row-major index of the source pixel, valid where
-      inside_HWN: bool, false for pixels that come from outside the image and are black.
+      pixel_HWN: int32, the row-major index of the source pixel; -1 for those that come from outside
+      the image and are black.
     """
     centre = (SIDE - 1) / 2
-    grid = jnp.arange(SIDE, dtype=jnp.int32)
+    grid = jnp.arange(SIDE, dtype=jnp.float32)
     # The shift moves the rotated image as it was cropped to the frame: hence two range checks.
-    y_HN = grid[:, None] - shift_2N[0][None, :]
-    x_WN = grid[:, None] - shift_2N[1][None, :]
+    # All in float32, to the last: converting each coordinate to int32 by itself, with XLA's care
+    # for what does not fit, takes ten times longer than the whole rest.
+    y_HN = grid[:, None] - shift_2N[0][None, :].astype(jnp.float32)
+    x_WN = grid[:, None] - shift_2N[1][None, :].astype(jnp.float32)
     inside_HWN = _in_frame(y_HN)[:, None, :] & _in_frame(x_WN)[None, :, :]
 
     radians_N = degrees_N * (math.pi / 180)
     cos, sin = jnp.cos(radians_N)[None, None, :], jnp.sin(radians_N)[None, None, :]
     dy, dx = (y_HN - centre)[:, None, :], (x_WN - centre)[None, :, :]
-    source_y_HWN = jnp.round(sin * dx + cos * dy + centre).astype(jnp.int32)
-    source_x_HWN = jnp.round(cos * dx - sin * dy + centre).astype(jnp.int32)
+    source_y_HWN = jnp.round(sin * dx + cos * dy + centre)
+    source_x_HWN = jnp.round(cos * dx - sin * dy + centre)
     inside_HWN &= _in_frame(source_y_HWN) & _in_frame(source_x_HWN)
-    return source_y_HWN * SIDE + source_x_HWN, inside_HWN
+    return jnp.where(inside_HWN, source_y_HWN * SIDE + source_x_HWN, -1).astype(jnp.int32)
 
 
 def _in_frame(coordinate: jax.Array) -> jax.Array:
     return (coordinate >= 0) & (coordinate < SIDE)
 
 
-def gather(images_NHW: jax.Array, index_B: jax.Array) -> jax.Array:
-    """The images ``index_B``, batch-minor: uint8 (H, W, B)."""
-    return images_NHW[index_B].transpose(1, 2, 0)
-
-
-def gather_transformed(
-    images_NHW: jax.Array, index_B: jax.Array, degrees_B: jax.Array, shift_2B: jax.Array
+def gather(
+    images_NHW: jax.Array, index_B: jax.Array, pixel_HWB: jax.Array | None = None
 ) -> jax.Array:
-    """The images ``index_B``, rotated and then shifted, batch-minor: uint8 (H, W, B)."""
-    pixel_HWB, inside_HWB = source_pixels(degrees_B, shift_2B)
+    """The images ``index_B``, batch-minor, with the pixels ``pixel_HWB``: uint8 (H, W, B).
+
+    The pixels are those of ``source_pixels``; None for the images as they are.
+    """
+    if pixel_HWB is None:
+        return images_NHW[index_B].transpose(1, 2, 0)
     flat = images_NHW.reshape(-1)
-    source_HWB = index_B[None, None, :] * SIDE**2 + jnp.where(inside_HWB, pixel_HWB, 0)
-    return jnp.where(inside_HWB, flat[source_HWB], jnp.uint8(0))
-
-
-def random_gather(
-    key: jax.Array,
-    images_NHW: jax.Array,
-    index_B: jax.Array,
-    rotate_degrees: float,
-    translate: float,
-) -> jax.Array:
-    """The images ``index_B``, each rotated and shifted at random, batch-minor: uint8 (H, W, B)."""
-    if rotate_degrees == 0 and translate == 0:
-        return gather(images_NHW, index_B)
-    degrees_B, shift_2B = random_parameters(key, len(index_B), rotate_degrees, translate)
-    return gather_transformed(images_NHW, index_B, degrees_B, shift_2B)
+    source_HWB = index_B[None, None, :] * SIDE**2 + jnp.maximum(pixel_HWB, 0)
+    found_HWB = flat.at[source_HWB].get(mode="promise_in_bounds")
+    return jnp.where(pixel_HWB < 0, jnp.uint8(0), found_HWB)

@@ -63,10 +63,14 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def restore(self, epoch: int, abstract_states: TrainState) -> TrainState:
-        """The states after ``epoch`` epochs, shaped as ``abstract_states``."""
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        """The states after ``epoch`` epochs, shaped and placed as ``abstract_states``.
+
+        Those that name no sharding come to the first device, whatever devices wrote them.
+        """
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract_states
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or first),
+            abstract_states,
         )
         try:
             restored: Any = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))

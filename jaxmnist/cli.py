@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
+import platformdirs
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -47,8 +49,12 @@ def run(
         parse(argv)
         return argv
 
+    def main(_: list[str]) -> None:
+        _keep_compiled_programs()
+        command()
+
     try:
-        app.run(lambda _: command(), flags_parser=flags_parser)
+        app.run(main, flags_parser=flags_parser)
     except UserError as error:
         sys.exit(_complain(error, 2))
     except DivergenceError as error:
@@ -58,6 +64,18 @@ def run(
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_complain(on_interrupt, 130))
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles in the user's cache folder, so that a second start is quick.
+
+    JAX's own settings go before: JAX_COMPILATION_CACHE_DIR names another folder,
+    JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = platformdirs.user_cache_path("jaxmnist")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def parse_flags(argv: list[str], flag_values: flags.FlagValues) -> None:

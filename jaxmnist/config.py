@@ -88,6 +88,8 @@ FIELDS: dict[str, Field] = {
     "schedule.max_momentum": Field(0.95, "onecycle: momentum at both ends", _RATE),
     "augment.rotate_degrees": Field(0.0, "random rotation by up to ± this", _DEGREES),
     "augment.translate": Field(0.0, "random shift by up to ± this share of the side", _RATE),
+    "mesh.seed": Field(0, "devices that share the seeds; 0 for what fits", _between(0, 10_000)),
+    "mesh.data": Field(0, "devices that share each batch; 0 for what fits", _between(0, 10_000)),
     "checkpoint.every_epochs": Field(1, "epochs between checkpoints", _between(1, 10_000)),
     "checkpoint.keep": Field(2, "newest checkpoints kept, besides the best", _between(1, 10_000)),
 }

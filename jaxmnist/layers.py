@@ -9,14 +9,18 @@ large the patch is that it looks at and how far it strides; ``analyze.py`` deriv
 from that. Semantics and initialisation are those of the ``torch.nn`` layer of the same name.
 """
 
-import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from jaxmnist import prng
+from jaxmnist.ops import conv2d, dot, materialize, max_pool
 
 
 class Window(NamedTuple):
@@ -26,8 +30,14 @@ class Window(NamedTuple):
     stride: int = 1
 
 
-class Layer(nn.Module):
-    """Maps an array with the batch last to another one."""
+class Layer(nn.Module, kw_only=True):
+    """Maps an array with the batch last to another one.
+
+    Where the batch is split over devices, ``axis_name`` is the name of the mapped axis (that of
+    ``shard_map`` or ``pmap``) along which its parts lie.
+    """
+
+    axis_name: str | None = None
 
     def window(self, height: int) -> Window:
         """The patch of an input ``height`` pixels high that one output pixel sees."""
@@ -46,92 +56,6 @@ def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
 
 def _per_channel(a_C: jax.Array) -> jax.Array:
     return a_C[:, None, None, None]
-
-
-def _pad_hw(x_CHWN: jax.Array, padding: int) -> jax.Array:
-    return jnp.pad(x_CHWN, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-
-def _width_shifts(x_CHWN: jax.Array, count: int) -> jax.Array:
-    """Stacks ``count`` copies of x, each one pixel further left: (count·C, H, W-count+1, N)."""
-    width = x_CHWN.shape[2] - count + 1
-    return jnp.concatenate([x_CHWN[:, :, j : j + width] for j in range(count)], axis=0)
-
-
-def _rows_matrix(kernel_HWIO: jax.Array) -> jax.Array:
-    """The kernel as the (kh·O, kw·I) matrix from width shifts to one map per kernel row."""
-    kh, kw, i, o = kernel_HWIO.shape
-    return kernel_HWIO.transpose(0, 3, 1, 2).reshape(kh * o, kw * i)
-
-
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """a·b over axis ``contract[0]`` of a and ``contract[1]`` of b, summed in at least float32."""
-    accumulate = jnp.promote_types(a.dtype, jnp.float32)
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dims, preferred_element_type=accumulate)
-
-
-def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, arrays)
-
-
-def conv2d(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int) -> jax.Array:
-    """Stride-1 cross-correlation as in ``torch.nn.functional.conv2d``, by one matrix product.
-
-    The "rows" form: width shifts of x, stacked along C, times a (kh·O, kw·I) matrix give one map
-    per kernel row; these, shifted in height, add up to the result. It moves a third of the memory
-    of im2col, and memory is what a convolution this small costs. The hand-written gradient uses
-    the same form, because XLA's own gradient convolutions are slow inside ``lax.scan`` on CPU.
-
-    Args:
-      x_CHWN: (I, H, W, N), any float dtype.
-      kernel_HWIO: (kh, kw, I, O), the dtype of x.
-      padding: zeros added on each side of H and W.
-
-    Returns:
-      (O, H+2·padding-kh+1, W+2·padding-kw+1, N) in the dtype of x.
-    """
-    return _conv2d(x_CHWN, kernel_HWIO, padding)
-
-
-def _conv2d_primal(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int) -> jax.Array:
-    return _conv2d_forward(x_CHWN, kernel_HWIO, padding)[0]
-
-
-def _conv2d_forward(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int):
-    kh, kw, _, o = kernel_HWIO.shape
-    shifts_KHWN = _width_shifts(_pad_hw(x_CHWN, padding), kw)
-    k, height, width, n = shifts_KHWN.shape
-    maps = _dot(_rows_matrix(kernel_HWIO), shifts_KHWN.reshape(k, -1), (1, 0))
-    maps_ROHWN = maps.reshape(kh, o, height, width, n)
-    out_height = height - kh + 1
-    y_CHWN = _sum(maps_ROHWN[r, :, r : r + out_height] for r in range(kh))
-    return y_CHWN.astype(x_CHWN.dtype), (x_CHWN, kernel_HWIO)
-
-
-def _conv2d_backward(padding: int, residuals: tuple[jax.Array, jax.Array], dy_OHWN: jax.Array):
-    x_CHWN, kernel_HWIO = residuals
-    kh, kw, i, o = kernel_HWIO.shape
-    shifts_KHWN = _width_shifts(_pad_hw(x_CHWN, padding), kw)
-    k, height, width, n = shifts_KHWN.shape
-    dmaps = jnp.concatenate(
-        [jnp.pad(dy_OHWN, ((0, 0), (r, kh - 1 - r), (0, 0), (0, 0))) for r in range(kh)], axis=0
-    ).reshape(kh * o, -1)
-
-    dmatrix = _dot(dmaps, shifts_KHWN.reshape(k, -1), (1, 1))
-    dkernel_HWIO = dmatrix.reshape(kh, o, kw, i).transpose(0, 2, 3, 1)
-
-    dshifts = _dot(_rows_matrix(kernel_HWIO), dmaps, (0, 0))
-    dshifts_SCHWN = dshifts.reshape(kw, i, height, width, n)
-    dx_CHWN = _sum(
-        jnp.pad(dshifts_SCHWN[j], ((0, 0), (0, 0), (j, kw - 1 - j), (0, 0))) for j in range(kw)
-    )
-    dx_CHWN = dx_CHWN[:, padding : height - padding, padding : width + kw - 1 - padding]
-    return dx_CHWN.astype(x_CHWN.dtype), dkernel_HWIO.astype(kernel_HWIO.dtype)
-
-
-_conv2d = jax.custom_vjp(_conv2d_primal, nondiff_argnums=(2,))
-_conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 class Conv(Layer):
@@ -175,7 +99,7 @@ class Linear(Layer):
     def __call__(self, x_IN: jax.Array, *, train: bool) -> jax.Array:
         init = uniform_fan_in(len(x_IN))
         kernel_IO = self.param("kernel", init, (len(x_IN), self.features))
-        y_ON = _dot(kernel_IO.astype(x_IN.dtype), x_IN, (0, 0))
+        y_ON = dot(kernel_IO.astype(x_IN.dtype), x_IN, (0, 0))
         if self.use_bias:
             y_ON += self.param("bias", init, (self.features,)).astype(y_ON.dtype)[:, None]
         return y_ON.astype(x_IN.dtype)
@@ -185,7 +109,8 @@ class BatchNorm(Layer):
     """Batch normalisation over (H, W, N), as ``torch.nn.BatchNorm2d``.
 
     The batch is normalised with its biased variance, the running one collects the unbiased.
-    Statistics are computed in at least float32 whatever the dtype of x.
+    Statistics are computed in at least float32 whatever the dtype of x, and over all parts of a
+    batch that is split.
     """
 
     EPSILON: ClassVar[float] = 1e-5
@@ -203,8 +128,13 @@ class BatchNorm(Layer):
         if train:
             mean = wide_CHWN.mean((1, 2, 3))
             var = wide_CHWN.var((1, 2, 3))
+            count = x_CHWN[0].size
+            if self.axis_name:
+                moments_P2C = lax.all_gather(jnp.stack([mean, var]), self.axis_name)
+                mean = moments_P2C[:, 0].mean(0)
+                var = (moments_P2C[:, 1] + (moments_P2C[:, 0] - mean[None]) ** 2).mean(0)
+                count *= len(moments_P2C)
             if not self.is_initializing():
-                count = x_CHWN[0].size
                 unbiased = var * (count / (count - 1))
                 old = self.MOMENTUM
                 running_mean.value = old * running_mean.value + (1 - old) * mean
@@ -229,7 +159,7 @@ class Dropout(Layer):
     """Zeroes elements with probability ``rate``, scales the rest by 1/(1-rate): ``nn.Dropout``.
 
     With ``whole_channels`` it zeroes whole maps, one decision per image and channel:
-    ``torch.nn.Dropout2d``.
+    ``torch.nn.Dropout2d``. How a batch is split does not change what is zeroed.
     """
 
     rate: float
@@ -239,32 +169,27 @@ class Dropout(Layer):
     def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
         if not train or self.rate == 0:
             return x_CHWN
-        c, _, _, n = x_CHWN.shape
-        shape = (c, 1, 1, n) if self.whole_channels else x_CHWN.shape
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
-        return jnp.where(keep, x_CHWN / (1 - self.rate), 0)
+        *shape, n = x_CHWN.shape
+        if self.whole_channels:
+            shape = [shape[0], 1, 1]
+        batch, first = n, 0
+        if self.axis_name:
+            batch *= lax.axis_size(self.axis_name)
+            first = n * lax.axis_index(self.axis_name)
+        bits = prng.bits_slice(self.make_rng("dropout"), (*shape, batch), first, n)
+        # As jax.random.bernoulli, which makes a float of the upper 23 bits and compares that.
+        keep = bits >> 9 < math.ceil(float(np.float32(1 - self.rate)) * 2**23)
+        return materialize(jnp.where(keep, x_CHWN / (1 - self.rate), 0))
 
 
 class MaxPool(Layer):
-    """2×2 maximum with stride 2, a last odd row or column dropped: ``torch.nn.MaxPool2d(2)``.
-
-    Where several pixels of a patch are equal, the whole gradient goes to the first of them in
-    row-major order, as in PyTorch; hence the selects, ``jnp.maximum`` would halve it.
-    """
+    """``max_pool``, as ``torch.nn.MaxPool2d(2)``: a last odd row or column is dropped."""
 
     def window(self, height: int) -> Window:
         return Window(2, 2)
 
     def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        _, h, w, _ = x_CHWN.shape
-        h, w = h // 2 * 2, w // 2 * 2
-
-        def first_max(a, b):
-            return jnp.where(a >= b, a, b)
-
-        top = first_max(x_CHWN[:, 0:h:2, 0:w:2], x_CHWN[:, 0:h:2, 1:w:2])
-        bottom = first_max(x_CHWN[:, 1:h:2, 0:w:2], x_CHWN[:, 1:h:2, 1:w:2])
-        return first_max(top, bottom)
+        return max_pool(x_CHWN)
 
 
 class GlobalAvgPool(Layer):

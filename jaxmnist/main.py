@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxmnist import cli, config, train
+from jaxmnist import cli, config, parallel, train
 
 _USAGE = """Trains one of the compact MNIST networks.
 
@@ -16,6 +16,9 @@ _USAGE = """Trains one of the compact MNIST networks.
                    A run that is there already is taken up where it stopped.
   --restart        begin anew; what is in the workdir is moved aside, not deleted
   --help           this text
+
+Compiled programs are kept for the next start in the user's cache folder; the environment variable
+JAX_COMPILATION_CACHE_DIR names another, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 
 Fields of the configuration with their general defaults (the recipe sets its own):
 """
@@ -35,6 +38,7 @@ def _parse(argv: list[str]) -> None:
 
 
 def _train() -> None:
+    parallel.use_every_core()
     # os.path answers for any string; pathlib raises on '~nobody'.
     workdir = os.path.expanduser(_WORKDIR.value or f"runs/{cli.recipe_name(_FLAGS)}")
     train.run(_RECIPE.value, Path(workdir), restart=_RESTART.value)

@@ -55,9 +55,15 @@ class Network(nn.Module):
         return x.T
 
 
-def build(model: str, dropout: float, dtype: DTypeLike = jnp.float32) -> Network:
-    """The network called ``model``, each of its dropout layers with the rate ``dropout``."""
-    return Network(NETWORKS[model](dropout), dtype)
+def build(
+    model: str, dropout: float, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
+) -> Network:
+    """The network called ``model``, each of its dropout layers with the rate ``dropout``.
+
+    ``axis_name``: the mapped axis that batches are split over, see ``Layer``.
+    """
+    layers = NETWORKS[model](dropout)
+    return Network(tuple(layer.clone(axis_name=axis_name) for layer in layers), dtype)
 
 
 def conv_bn_relu(features: int, padding: int, use_bias: bool = False) -> Layers:

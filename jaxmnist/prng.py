@@ -75,3 +75,14 @@ _IMPL = define_prng_impl(
 def key(seed: jax.Array | int) -> jax.Array:
     """The root key of ``seed`` (0 ≤ seed < 2³²), for use with every function of ``jax.random``."""
     return jax.random.key(seed, impl=_IMPL)
+
+
+def bits_slice(
+    key: jax.Array, shape: tuple[int, ...], start: jax.Array | int, size: int
+) -> jax.Array:
+    """``jax.random.bits(key, shape)[..., start : start + size]``, computing no more than that."""
+    *rows, width = shape
+    k0, k1 = jax.random.key_data(key)
+    row = lax.iota(jnp.uint32, math.prod(rows)).reshape(*rows, 1)
+    column = jnp.asarray(start, jnp.uint32) + lax.iota(jnp.uint32, size)
+    return _words(row * jnp.uint32(width) + column.reshape(*(1 for _ in rows), size), k0, k1)

@@ -1,22 +1,33 @@
 """Turns the engine's functions into the compiled programs of one run.
 
-An epoch is cut into segments. Accelerators do all full batches in one; CPUs in chunks of a fraction
-of a second, so that the progress bar moves and Ctrl-C is heard. The last, smaller batch is a
-segment of its own. Each distinct shape is compiled once, before the first step.
+An epoch is cut into segments of a fraction of a second, so that the progress bar moves, Ctrl-C is
+heard and the augmented batches of a segment fit into memory. The last, smaller batch is a segment
+of its own. Each distinct shape is compiled once, before the first step.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxmnist import data, optim, parallel
 from jaxmnist.config import Config
-from jaxmnist.engine import Engine, Evaluation, Images, StepMetrics, TrainState, over_seeds
+from jaxmnist.engine import (
+    Evaluation,
+    Images,
+    StepMetrics,
+    TrainState,
+    make_engine,
+    over_seeds,
+)
 from jaxmnist.errors import UserError
 
 CPU_CHUNK_STEPS = 32
+ACCELERATOR_CHUNK_STEPS = 128
 
 
 class Segment(NamedTuple):
@@ -77,32 +88,64 @@ def _chunk_steps(full: int, max_steps: int) -> int:
 class Programs:
     """The compiled programs of a run; every state has a leading axis of seeds, S."""
 
-    def __init__(self, engine: Engine, config: Config, train_set: Images, eval_set: Images):
-        """Compiles everything that the run will need."""
-        num_seeds, size = config.num_seeds, len(train_set.labels_N)
+    def __init__(
+        self,
+        config: Config,
+        schedule: optim.Schedule,
+        mesh: Mesh,
+        train_set: data.Dataset,
+        eval_set: data.Dataset,
+    ):
+        """Brings the data to the devices and compiles everything that the run will need."""
+        parts = mesh.shape[parallel.DATA]
+        split = make_engine(config, schedule, parallel.DATA if parts > 1 else None)
+        whole = make_engine(config, schedule)
+        local_seeds = config.num_seeds // mesh.shape[parallel.SEED]
         on_cpu = jax.default_backend() == "cpu"
         self.segments = plan_epoch(
-            size, config, max(1, CPU_CHUNK_STEPS // num_seeds) if on_cpu else None
+            len(train_set),
+            config,
+            max(1, CPU_CHUNK_STEPS // local_seeds) if on_cpu else ACCELERATOR_CHUNK_STEPS,
         )
-        self._train_set, self._eval_set = train_set, eval_set
-        self._seeds_S = jnp.asarray(config.seed + np.arange(num_seeds), jnp.uint32)
+        by_seed, self._same = parallel.per_seed(mesh), parallel.everywhere(mesh)
+        self._train_set, self._eval_set = (
+            jax.device_put(
+                Images(jnp.asarray(part.images_NHW), jnp.asarray(part.labels_N)), self._same
+            )
+            for part in (train_set, eval_set)
+        )
+        self._seeds_S = jax.device_put(
+            np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32), by_seed
+        )
 
-        init = jax.jit(over_seeds(engine.init, num_seeds))
-        order = jax.jit(over_seeds(functools.partial(engine.epoch_order, size=size), num_seeds))
-        evaluate = jax.jit(over_seeds(engine.evaluate, num_seeds))
+        def compiled(function: Callable, *args: Any, mapped: int = 1, donate: tuple = ()):
+            over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
+            lowered = jax.jit(over, donate_argnums=donate).lower(*args)
+            return lowered.compile(parallel.compiler_options(mesh))
 
-        self.abstract_states: TrainState = jax.eval_shape(init, self._seeds_S)
-        zero = jax.ShapeDtypeStruct((), jnp.int32)
-        order_SN = jax.eval_shape(order, self.abstract_states, zero)
-        self._init = init.lower(self._seeds_S).compile()
-        self._order = order.lower(self.abstract_states, zero).compile()
-        self._evaluate = evaluate.lower(self.abstract_states, eval_set).compile()
+        init = parallel.spread(over_seeds(split.init), mesh)
+        self.abstract_states: TrainState = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_seed),
+            jax.eval_shape(init, self._seeds_S),
+        )
+        order_SN = jax.ShapeDtypeStruct(
+            (config.num_seeds, len(train_set)), jnp.int32, sharding=by_seed
+        )
+        zero = self._number(0)
+        epoch_order = functools.partial(split.epoch_order, size=len(train_set))
+        self._init = compiled(split.init, self._seeds_S)
+        self._order = compiled(epoch_order, self.abstract_states, zero)
+        self._evaluate = compiled(split.evaluate, self.abstract_states, self._eval_set)
         self._train = {}
         for steps, batch_size in {segment[1:] for segment in self.segments}:
+            # A batch that cannot be split evenly is done as a whole, by every device.
+            engine = whole if batch_size % parts else split
             train_steps = functools.partial(engine.train_steps, steps=steps, batch_size=batch_size)
-            train = jax.jit(over_seeds(train_steps, num_seeds, mapped=2), donate_argnums=0)
-            lowered = train.lower(self.abstract_states, order_SN, zero, train_set)
-            self._train[steps, batch_size] = lowered.compile()
+            args = self.abstract_states, order_SN, zero, self._train_set
+            self._train[steps, batch_size] = compiled(train_steps, *args, mapped=2, donate=(0,))
+
+    def _number(self, value: int) -> jax.Array:
+        return jax.device_put(np.int32(value), self._same)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -114,14 +157,14 @@ class Programs:
 
     def epoch_order(self, states: TrainState, epoch: int) -> jax.Array:
         """The orders in which ``epoch`` visits the training images: int32 (S, N)."""
-        return self._order(states, jnp.int32(epoch))
+        return self._order(states, self._number(epoch))
 
     def train(
         self, states: TrainState, order_SN: jax.Array, segment: Segment
     ) -> tuple[TrainState, StepMetrics]:
         """Runs a segment; uses up ``states``. The metrics are (S, steps)."""
         program = self._train[segment.steps, segment.batch_size]
-        return program(states, order_SN, jnp.int32(segment.start), self._train_set)
+        return program(states, order_SN, self._number(segment.start), self._train_set)
 
     def evaluate(self, states: TrainState) -> Evaluation:
         """Scores the whole evaluation set, for each seed."""

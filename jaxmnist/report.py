@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmnist import analyze
@@ -35,6 +36,7 @@ def say(text: str = "") -> None:
 def run_header(
     config: Config,
     layers: list[analyze.LayerSummary],
+    mesh: Mesh,
     train_size: int,
     eval_size: int,
 ) -> str:
@@ -51,7 +53,8 @@ def run_header(
             f"{config.num_epochs} epochs, batch {config.batch_size}, {optimizer.name}, "
             f"{schedule.name} learning rate {optimizer.learning_rate:g}, "
             f"weight decay {optimizer.weight_decay:g}, {seeds}, {config.precision}",
-            f"on {device_name()}, jax {jax.__version__}",
+            f"on {device_name()}, jax {jax.__version__}; devices: "
+            + " × ".join(f"{count} ({axis})" for axis, count in mesh.shape.items()),
         )
     )
 

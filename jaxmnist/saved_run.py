@@ -50,7 +50,7 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
         )
     engine = engine_of(config)
     seeds_S = jnp.zeros(config.num_seeds, jnp.uint32)
-    abstract_states = jax.eval_shape(over_seeds(engine.init, config.num_seeds), seeds_S)
+    abstract_states = jax.eval_shape(over_seeds(engine.init), seeds_S)
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoint: train it first")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmnist import analyze, data, optim, published, report
+import jaxmnist
+from jaxmnist import analyze, data, models, optim, parallel, published, report
 from jaxmnist.checkpoint import Checkpoints
 from jaxmnist.config import Config, validate
-from jaxmnist.engine import Images, TrainState, make_engine
+from jaxmnist.engine import TrainState
 from jaxmnist.errors import DivergenceError
 from jaxmnist.programs import Programs, plan_epoch
 from jaxmnist.workdir import Row, Workdir, spread
@@ -39,17 +39,18 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
     train_data, eval_data = data.load(config.dataset, config.split)
     steps_per_epoch = sum(segment.steps for segment in plan_epoch(len(train_data), config))
     schedule = optim.make_schedule(config, steps_per_epoch)
-    engine = make_engine(config, schedule)
-    layers = analyze.summarize(engine.network)
+    mesh = parallel.make_mesh(config)
+    layers = analyze.summarize(models.build(config.model, config.dropout))
     files = Workdir(workdir, config, restart=restart)
     if files.moved_to:
         report.say(f"moved the old {files.path} to {files.moved_to}")
-    report.say(report.run_header(config, layers, len(train_data), len(eval_data)))
+    report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))
 
     started = time.perf_counter()
-    programs = Programs(engine, config, _to_device(train_data), _to_device(eval_data))
+    programs = Programs(config, schedule, mesh, train_data, eval_data)
     compile_seconds = time.perf_counter() - started
-    report.say(f"compiled in {compile_seconds:.1f} s\n")
+    since_start = time.perf_counter() - jaxmnist.STARTED
+    report.say(f"compiled in {compile_seconds:.1f} s, {since_start:.1f} s after the start\n")
 
     with contextlib.closing(Checkpoints(files.checkpoints, config.checkpoint.keep)) as checkpoints:
         states, rows = _fit(config, programs, schedule, files, checkpoints)
@@ -59,16 +60,12 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
     publication = published.comparable(
         config.recipe, config.dataset, config.split, summary["params"]
     )
-    first_seed_predictions_N = np.asarray(programs.evaluate(states).predictions_N[0])
+    first_seed_predictions_N = np.asarray(programs.evaluate(states).predictions_N)[0]
     curve = publication["epochs"] if publication else None
     _draw(config, files.path, rows, curve, schedule, eval_data, first_seed_predictions_N)
     report.say(report.summary_text(summary, publication))
     report.say(f"everything is in {files.path}")
     return summary
-
-
-def _to_device(dataset: data.Dataset) -> Images:
-    return Images(jnp.asarray(dataset.images_NHW), jnp.asarray(dataset.labels_N))
 
 
 def _fit(

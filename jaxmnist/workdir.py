@@ -71,7 +71,7 @@ class Workdir:
             for name in sorted(
                 there.keys() | here.keys(), key=lambda name: (name not in there, name)
             )
-            if there.get(name) != here.get(name) and not name.startswith("checkpoint.")
+            if there.get(name) != here.get(name) and not name.startswith(("checkpoint.", "mesh."))
         ]
         if len(differing) > 3:
             differing = [*differing[:3], f"and {len(differing) - 3} more"]

@@ -16,6 +16,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
+# Four devices on whatever machine, for what is split over several; `parallel.use_every_core` gives
+# the command line as many as there are cores. Accelerators stay what they are.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", 4)
+
 # Broadcasting between ranks hides mistakes in batch-minor code: it must be written out.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

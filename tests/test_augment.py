@@ -30,7 +30,7 @@ def letter() -> np.ndarray:
 @jax.jit
 def transformed_HWN(images_NHW: jax.Array, degrees_N: jax.Array, shift_2N: jax.Array) -> jax.Array:
     index_N = jnp.arange(len(images_NHW))
-    return augment.gather_transformed(images_NHW, index_N, degrees_N, shift_2N)
+    return augment.gather(images_NHW, index_N, augment.source_pixels(degrees_N, shift_2N))
 
 
 def transform(image_HW: np.ndarray, degrees: float, down: int = 0, right: int = 0) -> np.ndarray:
@@ -125,9 +125,10 @@ def test_nearest_rotation_of_digits_as_by_loop(mnist):
 def test_source_pixels_by_hand():
     degrees_N = jnp.array([0, 90], jnp.float32)
     shift_2N = jnp.array([[1, 0], [0, 2]], jnp.int32)
-    pixel_HWN, inside_HWN = augment.source_pixels(degrees_N, shift_2N)
-    chex.assert_shape([pixel_HWN, inside_HWN], (28, 28, 2))
+    pixel_HWN = augment.source_pixels(degrees_N, shift_2N)
+    chex.assert_shape(pixel_HWN, (28, 28, 2))
     assert pixel_HWN.dtype == jnp.int32
+    inside_HWN = pixel_HWN >= 0
     assert inside_HWN.dtype == jnp.bool
     # One down: row 1 comes from row 0, row 0 from outside.
     assert pixel_HWN[1, 5, 0] == 5
@@ -221,12 +222,11 @@ def test_gather_picks_images_batch_minor(images_NHW):
     assert (found_HWB[..., 0] != found_HWB[..., 1]).any()
 
 
-def test_gather_transformed_pairs_images_with_their_parameters(images_NHW):
+def test_gather_pairs_images_with_their_pixels(images_NHW):
     degrees_B = np.array([0, 90, 180, 270, 0], np.float32)
     shift_2B = np.array([[0, 1, 0, -2, 3], [0, 0, 4, 0, -5]], np.int32)
-    found_HWB = augment.gather_transformed(
-        images_NHW, jnp.asarray(INDEX_B), jnp.asarray(degrees_B), jnp.asarray(shift_2B)
-    )
+    pixel_HWB = augment.source_pixels(jnp.asarray(degrees_B), jnp.asarray(shift_2B))
+    found_HWB = augment.gather(images_NHW, jnp.asarray(INDEX_B), pixel_HWB)
     assert found_HWB.dtype == jnp.uint8
     for place, index in enumerate(INDEX_B):
         turned = np.rot90(images_NHW[index], int(degrees_B[place]) // 90)
@@ -234,24 +234,24 @@ def test_gather_transformed_pairs_images_with_their_parameters(images_NHW):
         chex.assert_trees_all_equal(found_HWB[..., place], expected)
 
 
-def test_random_gather_without_augmentation_is_gather(images_NHW):
+def test_gather_of_every_pixel_in_its_place_is_gather(images_NHW):
     index_B = jnp.asarray(INDEX_B)
-    found_HWB = augment.random_gather(prng.key(0), images_NHW, index_B, 0, 0)
+    pixel_HWB = jnp.tile(jnp.arange(784).reshape(28, 28, 1), (1, 1, 5))
+    found_HWB = augment.gather(images_NHW, index_B, pixel_HWB)
     chex.assert_trees_all_equal(found_HWB, augment.gather(images_NHW, index_B))
 
 
-@pytest.mark.parametrize(("rotate_degrees", "translate"), [(7, 0), (0, 0.1), (5, 0.04)])
-def test_random_gather_uses_random_parameters(images_NHW, rotate_degrees, translate):
-    index_B = jnp.asarray(INDEX_B)
-    key = prng.key(8)
-    found_HWB = augment.random_gather(key, images_NHW, index_B, rotate_degrees, translate)
-    assert found_HWB.dtype == jnp.uint8
-    drawn = augment.random_parameters(key, len(INDEX_B), rotate_degrees, translate)
-    expected_HWB = augment.gather_transformed(images_NHW, index_B, *drawn)
-    chex.assert_trees_all_equal(found_HWB, expected_HWB)
+def test_negative_pixels_are_black():
+    """Of white images, the last of which ends the memory: nothing else may be read there."""
+    white_NHW = jnp.full((3, 28, 28), 255, jnp.uint8)
+    pixel_HWB = jnp.full((28, 28, 3), -1).at[0, 1].set(0).at[27, 27].set(783)
+    found_HWB = np.asarray(augment.gather(white_NHW, jnp.arange(3), pixel_HWB))
+    assert found_HWB.sum((0, 1)).tolist() == 3 * [2 * 255]
+    assert (found_HWB[[0, 27], [1, 27]] == 255).all()
 
 
-def test_random_gather_transforms_copies_of_an_image_differently(images_NHW):
-    index_B = jnp.full(32, 7)
-    found_HWB = np.asarray(augment.random_gather(prng.key(8), images_NHW, index_B, 7, 0.1))
+def test_random_parameters_transform_copies_of_an_image_differently(images_NHW):
+    parameters = augment.random_parameters(prng.key(8), 32, 7, 0.1)
+    index_B, pixel_HWB = jnp.full(32, 7), augment.source_pixels(*parameters)
+    found_HWB = np.asarray(augment.gather(images_NHW, index_B, pixel_HWB))
     assert len({found_HWB[..., place].tobytes() for place in range(32)}) > 28

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmnist import optim
+from jaxmnist import optim, parallel
 from jaxmnist.checkpoint import Checkpoints
 from jaxmnist.config import Config, default_config
 from jaxmnist.engine import TrainState, make_engine, over_seeds
@@ -30,7 +30,7 @@ def filled_states(config: Config) -> TrainState:
     """States in whose leaves each number is another one, optimizer state included."""
     engine = make_engine(config, optim.make_schedule(config, 3))
     seeds_S = jnp.arange(config.num_seeds, dtype=jnp.uint32)
-    shapes = jax.eval_shape(over_seeds(engine.init, config.num_seeds), seeds_S)
+    shapes = jax.eval_shape(over_seeds(engine.init), seeds_S)
     rng = np.random.default_rng(0)
 
     def random_bits(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -65,6 +65,31 @@ def test_round_trip_is_bit_exact(tmp_path: Path, optimizer: str, model: str, num
     for before, after in zip(jax.tree.leaves(states), jax.tree.leaves(restored), strict=True):
         assert isinstance(after, jax.Array)
         assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_states_of_some_devices_are_restored_to_others(tmp_path: Path):
+    """Saved from a mesh of 2×2 devices, to one of 4×1, and by default to the first device."""
+    states = filled_states(small_config("sgd", "compact_tiny", 4))
+    fields = {"num_seeds": 4, "mesh.seed": 2, "mesh.data": 2}
+    shardings = []
+    for fields["mesh.seed"], fields["mesh.data"] in ((2, 2), (4, 1)):
+        config = default_config()
+        config.update_from_flattened_dict(fields)
+        shardings.append(parallel.per_seed(parallel.make_mesh(config)))
+    with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+        checkpoints.save(4, jax.device_put(states, shardings[0]), 99.0)
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for sharding, expected in ((shardings[1], shardings[1]), (None, first)):
+        target = jax.tree.map(
+            lambda a, sharding=sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+            states,
+        )
+        with contextlib.closing(Checkpoints(tmp_path / "c", 2)) as checkpoints:
+            restored = checkpoints.restore(4, target)
+        chex.assert_trees_all_equal(restored, states)
+        for leaf in jax.tree.leaves(restored):
+            assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
 
 def at_epoch(epoch: int) -> TrainState:

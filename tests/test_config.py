@@ -45,6 +45,8 @@ BAD_VALUES = {
     "schedule.max_momentum": [-0.1, 1.0],
     "augment.rotate_degrees": [-1.0, 180.1, math.nan],
     "augment.translate": [-0.1, 1.0, math.nan],
+    "mesh.seed": [-1, 10_001],
+    "mesh.data": [-1, 10_001],
     "checkpoint.every_epochs": [0],
     "checkpoint.keep": [0],
 }

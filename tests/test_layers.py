@@ -4,17 +4,15 @@ from typing import Any
 
 import chex
 import flax.linen as nn
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec
 from scipy import stats
 
 from jaxmnist import layers, prng
-from jaxmnist.layers import conv2d
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -31,84 +29,6 @@ def run(layer: Any, x_CHWN: Any, train: bool = False) -> jax.Array:
 
 
 # Convolution.
-
-
-def xla_conv(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x_CHWN,
-        kernel_HWIO,
-        window_strides=(1, 1),
-        padding=[(padding, padding)] * 2,
-        dimension_numbers=("CHWN", "HWIO", "CHWN"),
-        precision="highest",
-    )
-
-
-def assert_conv_as_xla(kernel_size: tuple[int, int], padding: int, shape: tuple[int, ...]) -> None:
-    """Compares output and both gradients; shape is (I, O, H, W, N)."""
-    inputs, outputs, height, width, batch = shape
-    x_CHWN = normal(inputs, height, width, batch, seed=sum(shape))
-    kernel_HWIO = normal(*kernel_size, inputs, outputs, seed=1)
-
-    @jax.jit
-    def both(x_CHWN, kernel_HWIO):
-        def pull(convolve):
-            y_CHWN, vjp = jax.vjp(lambda *args: convolve(*args, padding), x_CHWN, kernel_HWIO)
-            # An uneven cotangent, so that no transposition of it goes unnoticed.
-            dy_CHWN = jnp.sin(jnp.arange(y_CHWN.size, dtype=jnp.float32)).reshape(y_CHWN.shape)
-            return y_CHWN, vjp(dy_CHWN)
-
-        return pull(conv2d), pull(xla_conv)
-
-    found, expected = both(x_CHWN, kernel_HWIO)
-    out_height, out_width = (
-        side + 2 * padding - k + 1 for side, k in zip((height, width), kernel_size, strict=True)
-    )
-    chex.assert_shape(found[0], (outputs, out_height, out_width, batch))
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=2e-5)
-
-
-@hypothesis.given(
-    kernel_size=st.sampled_from([1, 3]),
-    padding=st.sampled_from([0, 1]),
-    shape=st.tuples(
-        *(st.integers(1, top) for top in (6, 6)), *(st.integers(3, 7),) * 2, st.integers(1, 5)
-    ),
-)
-@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
-def test_conv_and_its_gradients_as_xla(kernel_size, padding, shape):
-    assert_conv_as_xla((kernel_size, kernel_size), padding, shape)
-
-
-@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 2)])
-def test_oblong_conv_as_xla(kernel_size):
-    assert_conv_as_xla(kernel_size, 1, (3, 4, 5, 6, 2))
-
-
-def test_conv_is_a_cross_correlation_with_zero_padding():
-    x_CHWN = np.arange(1.0, 10, dtype=np.float32).reshape(1, 3, 3, 1)
-    kernel_HWIO = np.array([[1, 0, 0], [0, 0, 0], [0, 0, 10]], np.float32)[..., None, None]
-    y_CHWN = conv2d(jnp.asarray(x_CHWN), jnp.asarray(kernel_HWIO), 1)
-    # The pixel up left plus ten times the pixel down right.
-    expected = np.array([[50, 60, 0], [80, 91, 2], [0, 4, 5]], np.float32)
-    chex.assert_trees_all_equal(y_CHWN[0, :, :, 0], expected)
-
-
-def test_conv_in_bfloat16_accumulates_in_float32():
-    x_CHWN, kernel_HWIO = to_bfloat16(normal(32, 6, 6, 4)), to_bfloat16(normal(3, 3, 32, 8, seed=1))
-
-    @jax.jit
-    def pull(x_CHWN, kernel_HWIO):
-        y_CHWN, vjp = jax.vjp(lambda x, kernel: conv2d(x, kernel, 1), x_CHWN, kernel_HWIO)
-        return y_CHWN, *vjp(jnp.ones_like(y_CHWN))
-
-    found = pull(x_CHWN, kernel_HWIO)
-    exact = pull(x_CHWN.astype(jnp.float32), kernel_HWIO.astype(jnp.float32))
-    for a, b in zip(found, exact, strict=True):
-        assert a.dtype == jnp.bfloat16
-        # Two roundings to 8 bits; partial sums in bfloat16 would be off by several times that.
-        error = jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()
-        assert error < 2**-8, error
 
 
 def test_conv_layer_adds_its_bias_per_channel():
@@ -383,6 +303,135 @@ def test_dropout_passes_gradients_where_it_kept():
 def test_dropout_does_nothing_and_needs_no_key(rate, train):
     x_CHWN = jnp.asarray(normal(2, 3, 3, 4))
     chex.assert_trees_all_equal(layers.Dropout(rate).apply({}, x_CHWN, train=train), x_CHWN)
+
+
+# Batches that are split.
+
+PARTS = 4
+
+
+def split_batch(x_CHWN: jax.Array) -> jax.Array:
+    return jnp.stack(jnp.split(x_CHWN, PARTS, axis=-1))
+
+
+def join_batch(x_PCHWN: jax.Array) -> jax.Array:
+    return jnp.concatenate(list(x_PCHWN), axis=-1)
+
+
+def on_devices(function: Any) -> Any:
+    """``function(shared, part, …)`` on a device each part; results are stacked."""
+
+    def one(shared, *parts):
+        results = function(shared, *(part[0] for part in parts))
+        return jax.tree.map(lambda leaf: leaf[None], results)
+
+    def all_of_them(shared, *parts):
+        over, same = PartitionSpec("data"), PartitionSpec()
+        mesh = jax.make_mesh((PARTS,), ("data",), (jax.sharding.AxisType.Auto,))
+        specs = (same, *(over for _ in parts))
+        return jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)(
+            shared, *parts
+        )
+
+    return all_of_them
+
+
+def by_vmap(function: Any) -> Any:
+    def all_of_them(shared, *parts):
+        axes = (None, *(0 for _ in parts))
+        return jax.vmap(function, axes, axis_name="data")(shared, *parts)
+
+    return all_of_them
+
+
+ways_to_split = pytest.mark.parametrize(
+    "mapped",
+    [
+        by_vmap,
+        pytest.param(
+            on_devices,
+            marks=pytest.mark.skipif(jax.device_count() < PARTS, reason="needs four devices"),
+        ),
+    ],
+)
+
+
+@ways_to_split
+@pytest.mark.parametrize("mean", [0, 10])
+def test_batch_norm_of_a_split_batch(mapped, mean):
+    """Values, running statistics and gradients are those of the whole.
+
+    The parts are unlike each other, so that the mean of their variances is not that of the whole.
+    """
+    shift = np.repeat(np.arange(8), 2).astype(np.float32)
+    x_CHWN = jnp.asarray(normal(3, 4, 5, 16) + shift[None, None, None] + mean)
+    dy_CHWN = jnp.asarray(normal(3, 4, 5, 16, seed=1))
+
+    def pull(axis_name: str | None) -> Any:
+        layer = layers.BatchNorm(axis_name=axis_name)
+
+        def run(state, x_CHWN, dy_CHWN):
+            def forward(params, x_CHWN):
+                variables = {"params": params, "batch_stats": state["batch_stats"]}
+                return layer.apply(variables, x_CHWN, train=True, mutable=["batch_stats"])
+
+            y_CHWN, vjp, updates = jax.vjp(forward, state["params"], x_CHWN, has_aux=True)
+            return y_CHWN, updates["batch_stats"], *vjp(dy_CHWN)
+
+        return run
+
+    state = batch_norm_state(3)
+    expected = jax.jit(pull(None))(state, x_CHWN, dy_CHWN)
+    y, stats_P, dparams_P, dx = jax.jit(mapped(pull("data")))(
+        state, split_batch(x_CHWN), split_batch(dy_CHWN)
+    )
+    for part in range(PARTS):
+        of_part = jax.tree.map(lambda leaf, part=part: leaf[part], stats_P)
+        chex.assert_trees_all_close(of_part, expected[1], rtol=1e-6)
+    # Each device has the gradient of its own copy of the parameters.
+    dparams = jax.tree.map(lambda leaf: leaf.sum(0), dparams_P)
+    found = join_batch(y), expected[1], dparams, join_batch(dx)
+    # Around 10, x itself is rounded to 1e-6 and its distance from the mean by as much.
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=4e-6 if mean == 0 else 2e-5)
+
+
+@ways_to_split
+@pytest.mark.parametrize("whole_channels", [False, True])
+def test_dropout_of_a_split_batch(mapped, whole_channels):
+    """Mask, values and gradients are those of the whole, bit for bit."""
+    x_CHWN = jnp.asarray(normal(6, 4, 3, 32) + 10)
+    dy_CHWN = jnp.asarray(normal(6, 4, 3, 32, seed=1))
+
+    def pull(axis_name: str | None) -> Any:
+        layer = layers.Dropout(0.3, whole_channels, axis_name=axis_name)
+
+        def run(seed, x_CHWN, dy_CHWN):
+            rngs = {"dropout": prng.key(seed)}
+            y_CHWN, vjp = jax.vjp(lambda x: layer.apply({}, x, train=True, rngs=rngs), x_CHWN)
+            return y_CHWN, *vjp(dy_CHWN)
+
+        return run
+
+    expected = jax.jit(pull(None))(jnp.uint32(4), x_CHWN, dy_CHWN)
+    parts = jax.jit(mapped(pull("data")))(jnp.uint32(4), split_batch(x_CHWN), split_batch(dy_CHWN))
+    chex.assert_trees_all_equal(tuple(map(join_batch, parts)), expected)
+    dropped = np.asarray(expected[0] == 0)
+    assert 0.2 < dropped.mean() < 0.4
+    first, second = np.split(dropped, PARTS, axis=-1)[:2]
+    assert (first != second).mean() > 0.3, "the parts must not share a mask"
+
+
+@ways_to_split
+@pytest.mark.parametrize("layer", [layers.BatchNorm, lambda **kw: layers.Dropout(0.3, **kw)])
+def test_evaluation_takes_no_notice_of_the_other_parts(mapped, layer):
+    x_CHWN = jnp.asarray(normal(3, 4, 5, 8))
+    state = batch_norm_state(3)
+
+    def run(axis_name: str | None) -> Any:
+        return lambda state, x: layer(axis_name=axis_name).apply(state, x, train=False)
+
+    found = jax.jit(mapped(run("data")))(state, split_batch(x_CHWN))
+    chex.assert_trees_all_close(join_batch(found), jax.jit(run(None))(state, x_CHWN), rtol=1e-6)
 
 
 # What all layers have in common.

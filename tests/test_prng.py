@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import chex
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from scipy import stats
 
 from jaxmnist import prng
@@ -74,6 +76,43 @@ def test_shape_only_arranges_the_stream():
     chex.assert_trees_all_equal(jax.random.bits(key, ()), flat[0])
     nested = jax.random.key_data(jax.random.split(key, (2, 3)))
     chex.assert_trees_all_equal(nested.reshape(6, 2), jax.random.key_data(jax.random.split(key, 6)))
+
+
+@st.composite
+def slices(draw) -> tuple[tuple[int, ...], int, int]:
+    """A shape and the start and size of a slice of its last axis."""
+    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    start = draw(st.integers(0, shape[-1] - 1))
+    return tuple(shape), start, draw(st.integers(1, shape[-1] - start))
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), place=slices())
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_bits_slice_is_a_slice_of_the_bits(seed, place):
+    shape, start, size = place
+    key = prng.key(jnp.uint32(seed))
+    expected = jax.random.bits(key, shape)[..., start : start + size]
+    found = prng.bits_slice(key, shape, start, size)
+    assert found.dtype == jnp.uint32
+    chex.assert_trees_all_equal(found, expected)
+
+
+def test_bits_slice_with_a_traced_start():
+    """As on devices, each of which asks for its part: together they have the whole."""
+    key, shape = prng.key(5), (3, 2, 12)
+    part = jax.jit(lambda start: prng.bits_slice(key, shape, start, 4))
+    parts = [part(jnp.int32(start)) for start in (0, 4, 8)]
+    chex.assert_trees_all_equal(jnp.concatenate(parts, -1), jax.random.bits(key, shape))
+    at_once = jax.vmap(lambda start: prng.bits_slice(key, shape, start, 4))(jnp.arange(0, 12, 4))
+    chex.assert_trees_all_equal(at_once, jnp.stack(parts))
+
+
+def test_bits_slice_of_a_large_mask():
+    """efficient's largest, the middle of the batch: 9 million words, of which 32 columns."""
+    key, shape = prng.key(6), (32, 24, 24, 512)
+    found = jax.jit(lambda: prng.bits_slice(key, shape, 240, 32))()
+    expected = jax.jit(lambda: jax.random.bits(key, shape)[..., 240:272])()
+    chex.assert_trees_all_equal(found, expected)
 
 
 # Uniformity.

@@ -1,14 +1,16 @@
 """How an epoch is cut up, and what the compiled programs promise."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmnist import data, optim
+from jaxmnist import data, models, optim, parallel
 from jaxmnist.config import Config, default_config
-from jaxmnist.engine import Images, make_engine
+from jaxmnist.engine import make_engine
 from jaxmnist.errors import UserError
 from jaxmnist.programs import CPU_CHUNK_STEPS, Programs, Segment, plan_epoch
 
@@ -110,15 +112,22 @@ def test_impossible_plans_are_refused(values: dict[str, object], words: tuple[st
 TINY = config_with(model="compact_tiny", batch_size=16, num_seeds=2, seed=5, num_epochs=2)
 
 
+def programs_of(
+    config: Config, mnist: tuple[data.Dataset, data.Dataset], sizes: tuple[int, int]
+) -> Programs:
+    """The programs of a run on the first images of both sets."""
+    train, held_out = (
+        data.Dataset(part.images_NHW[:size], part.labels_N[:size])
+        for part, size in zip(mnist, sizes, strict=True)
+    )
+    schedule = optim.make_schedule(config, -(-sizes[0] // config.batch_size))
+    return Programs(config, schedule, parallel.make_mesh(config), train, held_out)
+
+
 @pytest.fixture(scope="module")
 def programs(mnist: tuple[data.Dataset, data.Dataset]) -> Programs:
     """Two seeds on 40 images in batches of 16, 16 and 8; evaluation on 30."""
-    train, held_out = (
-        Images(jax.numpy.asarray(part.images_NHW[:size]), jax.numpy.asarray(part.labels_N[:size]))
-        for part, size in zip(mnist, (40, 30), strict=True)
-    )
-    engine = make_engine(TINY, optim.make_schedule(TINY, 3))
-    return Programs(engine, TINY, train, held_out)
+    return programs_of(TINY, mnist, (40, 30))
 
 
 def train_epoch(programs: Programs, states, epoch: int):
@@ -133,12 +142,16 @@ def train_epoch(programs: Programs, states, epoch: int):
 
 def test_abstract_states_are_those_of_real_ones(programs: Programs):
     states = programs.init()
-    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
+
+    def describe(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    described = jax.tree.map(describe, states)
     assert described == programs.abstract_states
     assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(states))
     np.testing.assert_array_equal(states.seed, [5, 6])
     states, *_ = train_epoch(programs, states, 1)
-    assert jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), states) == described
+    assert jax.tree.map(describe, states) == described
     np.testing.assert_array_equal(states.step, [3, 3])
 
 
@@ -197,3 +210,85 @@ def test_nothing_is_compiled_after_the_first_epoch(programs: Programs):
         assert compiled == []
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+# What the compiled programs hold, and what they do not.
+
+
+@pytest.fixture(scope="module")
+def model3_programs(mnist: tuple[data.Dataset, data.Dataset]) -> Programs:
+    """A chunk of model3's recipe on a single device: 26 steps of 128 augmented images."""
+    config = config_with(model="model3")
+    config.update_from_flattened_dict(
+        {"augment.rotate_degrees": 7.0, "mesh.data": 1, "drop_remainder": True}
+    )
+    return programs_of(config, mnist, (26 * 128, 128))
+
+
+def all_programs(programs: Programs) -> list[Any]:
+    return [*programs._train.values(), programs._evaluate, programs._order, programs._init]
+
+
+@pytest.mark.parametrize("name", ["programs", "model3_programs"])
+def test_no_program_holds_a_convolution_or_talks_to_the_host(
+    name: str, request: pytest.FixtureRequest
+):
+    """XLA's convolutions are slow inside a scan on CPU: all are matrix products."""
+    for program in all_programs(request.getfixturevalue(name)):
+        hlo = program.as_text()
+        assert "ENTRY" in hlo
+        for operation in ("convolution(", "infeed(", "outfeed(", "send(", "recv(", "callback"):
+            assert operation not in hlo, operation
+    for program in request.getfixturevalue(name)._train.values():
+        assert "while(" in program.as_text() or "dot(" in program.as_text()
+
+
+@pytest.mark.parametrize("model", models.NETWORKS)
+def test_no_network_asks_for_a_convolution(model: str):
+    config = config_with(model=model)
+    engine = make_engine(config, optim.make_schedule(config, 1))
+    state = jax.eval_shape(engine.init, jax.ShapeDtypeStruct((), np.uint32))
+    images_HWB = jax.ShapeDtypeStruct((28, 28, 128), np.uint8)
+    labels_B = jax.ShapeDtypeStruct((128,), np.uint8)
+    text = jax.jit(engine.train_step).lower(state, images_HWB, labels_B).as_text()
+    assert "stablehlo.dot_general" in text
+    assert "stablehlo.convolution" not in text
+    assert "custom_call" not in text
+
+
+def test_training_moves_nothing_between_host_and_device(programs: Programs):
+    """But the number where a segment starts, which is sent on purpose."""
+    states = programs.init()
+    order_SN = programs.epoch_order(states, 1)
+    with jax.transfer_guard("disallow"):
+        for segment in programs.segments:
+            states, _ = programs.train(states, order_SN, segment)
+        evaluation = programs.evaluate(states)
+    assert np.isfinite(evaluation.loss).all()
+
+
+def test_the_guard_against_transfers_guards():
+    add = jax.jit(lambda a: a + 1)
+    with (
+        pytest.raises(Exception, match="Disallowed host-to-device"),
+        jax.transfer_guard("disallow"),
+    ):
+        add(np.float32(1))
+
+
+def test_training_uses_up_the_states(programs: Programs):
+    states = programs.init()
+    order_SN = programs.epoch_order(states, 1)
+    programs.train(states, order_SN, programs.segments[0])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states.params))
+    assert not order_SN.is_deleted()
+
+
+def test_a_chunk_of_model3_fits_into_400_megabytes(model3_programs: Programs):
+    assert list(model3_programs._train) == [(26, 128)]
+    (program,) = model3_programs._train.values()
+    memory = program.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    # 37 MB on CPU: 34.5 for the batches and activations, 2.7 for the 3,328 training images; with
+    # all 60,000 it would be 82.
+    assert needed < 400e6

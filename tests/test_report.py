@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
+import jax
 import pytest
 
-from jaxmnist import analyze, models, report
+from jaxmnist import analyze, models, parallel, report
 from jaxmnist.config import default_config
 from jaxmnist.programs import Programs, Segment
 from jaxmnist.workdir import spread
@@ -148,15 +149,26 @@ def test_run_header_says_what_runs():
     config = default_config()
     config.optimizer.learning_rate = 0.3
     layers = analyze.summarize(models.build("model3", 0.0))
-    text = report.run_header(config, layers, 60_000, 10_000)
+    config.mesh.data = 1
+    mesh = parallel.make_mesh(config)
+    text = report.run_header(config, layers, mesh, 60_000, 10_000)
     assert text.startswith(analyze.table(layers))
     said = text.removeprefix(analyze.table(layers)).strip().splitlines()
     assert said[0] == "model3 on mnist, train/test: 60,000 images to train, 10,000 to evaluate"
     assert said[1] == (
         "15 epochs, batch 128, sgd, constant learning rate 0.3, weight decay 0, seed 0, float32"
     )
+    assert said[2].startswith("on ")
+    assert said[2].endswith(f", jax {jax.__version__}; devices: 1 (seed) × 1 (data)")
     config.seed, config.num_seeds = 5, 3
-    assert ", 3 seeds from 5, float32\n" in report.run_header(config, layers, 60_000, 10_000)
+    assert ", 3 seeds from 5, float32\n" in report.run_header(config, layers, mesh, 60_000, 10_000)
+
+
+def test_run_header_says_how_many_devices_share_what():
+    mesh = jax.sharding.AbstractMesh((3, 2), (parallel.SEED, parallel.DATA))
+    layers = analyze.summarize(models.build("model3", 0.0))
+    text = report.run_header(default_config(), layers, cast(Any, mesh), 60_000, 10_000)
+    assert text.endswith("; devices: 3 (seed) × 2 (data)")
 
 
 class Terminal(io.StringIO):

@@ -53,7 +53,7 @@ def make_run(workdir: Path, config: Config, accuracies: dict[int, float]) -> Tra
     """A run that was not trained: step 10·epoch, otherwise the state that is returned."""
     engine = saved_run.engine_of(config)
     seeds_S = jnp.arange(config.seed, config.seed + config.num_seeds, dtype=jnp.uint32)
-    states = jax.jit(over_seeds(engine.init, config.num_seeds))(seeds_S)
+    states = jax.jit(over_seeds(engine.init))(seeds_S)
     files = Workdir(workdir, config)
     with contextlib.closing(Checkpoints(files.checkpoints, config.checkpoint.keep)) as checkpoints:
         for epoch, accuracy in accuracies.items():

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -52,7 +53,8 @@ def test_learns_real_digits(tmp_path):
 
 
 def test_seeds_in_one_program_equal_single_runs(tmp_path):
-    fields = {"steps_per_epoch": 10, "model": "compact_tiny", "dropout": 0.1}
+    """On one device a run: how a batch is split changes the rounding, and 20 steps enlarge that."""
+    fields = {"steps_per_epoch": 10, "model": "compact_tiny", "dropout": 0.1, "mesh.data": 1}
     train.run(quick(**fields, num_seeds=3, seed=4), tmp_path / "together")
     together = without_timing(metrics(tmp_path / "together"))
     for seed in (4, 5, 6):
@@ -86,6 +88,43 @@ def test_run_is_taken_up_where_it_stopped(tmp_path, monkeypatch, idx_folder):
     train.run(config, tmp_path / "cut")
     whole, cut = metrics(tmp_path / "whole"), metrics(tmp_path / "cut")
     assert without_timing(cut) == without_timing(whole)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_run_is_taken_up_on_other_devices(tmp_path, monkeypatch, idx_folder):
+    """An epoch on one device, a second one on four: as if both had been on one, but for rounding.
+
+    The learning rate is small enough for rounding to stay what it is.
+    """
+    fields = {
+        "dataset": str(idx_folder),
+        "model": "compact_tiny",
+        "dropout": 0.1,
+        "num_seeds": 2,
+        "steps_per_epoch": 0,
+        "batch_size": 100,
+        "optimizer.learning_rate": 0.001,
+        "schedule.name": "constant",
+    }
+    one, several = (quick(**fields, **{"mesh.seed": n, "mesh.data": n}) for n in (1, 2))
+    train.run(one, tmp_path / "one")
+
+    train_epoch = train._train_epoch
+
+    def interrupted(config, programs, states, epoch, progress):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(config, programs, states, epoch, progress)
+
+    monkeypatch.setattr(train, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(one, tmp_path / "moved")
+    monkeypatch.setattr(train, "_train_epoch", train_epoch)
+    train.run(several, tmp_path / "moved")
+    rows = [without_timing(metrics(tmp_path / name)) for name in ("moved", "one")]
+    assert len(rows[0]) == 4
+    for moved, expected in zip(*rows, strict=True):
+        assert moved == pytest.approx(expected, rel=1e-5)
 
 
 def test_finished_run_is_only_reported(tmp_path, idx_folder, capsys):

@@ -94,6 +94,16 @@ def test_checkpoint_settings_may_change(folder: Path):
     assert written["checkpoint"] == {"every_epochs": 3, "keep": 9}
 
 
+def test_devices_may_change(folder: Path):
+    Workdir(folder, default_config())
+    Workdir(folder, config_with(mesh__seed=2, mesh__data=4))
+    written = json.loads((folder / "config.json").read_text())
+    assert written["mesh"] == {"seed": 2, "data": 4}
+    del written["mesh"]  # as the runs of version 0.1.0 were
+    (folder / "config.json").write_text(json.dumps(written))
+    Workdir(folder, default_config())
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", "3", '"text"', "[1, 2]", '{"seed": 0', "{1: 2}"]
 )

@@ -1,0 +1,228 @@
+"""The peers that the speed benchmarks run side by side.
+
+All train the same network on the same images in memory with the same recipe: augmentation, dropout,
+optimizer, schedule, batch 128. Each is a function that prepares everything and returns another one,
+which runs so many steps and waits for the last.
+"""
+
+import functools
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the networks in torch are there
+from torch_reference import TORCH_NETWORKS, TorchRecipe
+
+from jaxmnist import augment, data, layers, models, optim, parallel, prng
+from jaxmnist.config import Config
+from jaxmnist.programs import Programs
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TORCH_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+Run = Callable[[], None]
+
+
+def load_config(recipe: str) -> Config:
+    """The configuration in configs/."""
+    spec = importlib.util.spec_from_file_location(recipe, CONFIGS / f"{recipe}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def hardware() -> str:
+    """Processor or GPU, by the name it gives itself."""
+    if TORCH_DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else "CPU"
+    return f"{name}, {torch.get_num_threads()} cores"
+
+
+# jaxmnist.
+
+
+def jaxmnist(config: Config, train: data.Dataset, steps: int) -> Run:
+    """The programs that ``python -m jaxmnist.main`` runs, for ``config.num_seeds`` seeds."""
+    config.steps_per_epoch = steps
+    schedule = optim.make_schedule(config, steps)
+    evaluation = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # compiled, not run
+    programs = Programs(config, schedule, parallel.make_mesh(config), train, evaluation)
+    states = programs.init()
+    order_SN = programs.epoch_order(states, 0)
+
+    def run() -> None:
+        nonlocal states
+        for segment in programs.segments:
+            states, metrics = programs.train(states, order_SN, segment)
+            np.asarray(metrics.loss)
+
+    return run
+
+
+# PyTorch.
+
+
+def _torch_augmented(images: torch.Tensor, degrees: float, translate: float) -> torch.Tensor:
+    """Rotates and shifts a whole batch at once: far faster than torchvision, image by image."""
+    if degrees == 0 and translate == 0:
+        return images
+    size, device = len(images), images.device
+    radians = (torch.rand(size, device=device) * 2 - 1) * (degrees * math.pi / 180)
+    # In affine_grid's units the image is 2 wide.
+    shift = (torch.rand(2, size, device=device) * 2 - 1) * 2 * translate
+    cos, sin = radians.cos(), radians.sin()
+    rows = [torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)]
+    grid = torch.nn.functional.affine_grid(
+        torch.stack(rows, 1), list(images.shape), align_corners=False
+    )
+    return torch.nn.functional.grid_sample(images, grid, mode="nearest", align_corners=False)
+
+
+def _torch(
+    config: Config,
+    train: data.Dataset,
+    steps: int,
+    *,
+    channels_last: bool = False,
+    compile_mode: str | None = None,
+) -> Run:
+    network = TORCH_NETWORKS[config.model](config.dropout).to(TORCH_DEVICE).train()
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    recipe = TorchRecipe(config.recipe, network.parameters(), steps_per_epoch=10**9)
+    forward = network
+    if compile_mode:
+        torch._dynamo.reset()
+        forward = torch.compile(network, mode=compile_mode)
+    images = torch.from_numpy(train.images_NHW).to(TORCH_DEVICE)
+    labels = torch.from_numpy(train.labels_N).long().to(TORCH_DEVICE)
+
+    def run() -> None:
+        order = torch.randperm(len(images), device=TORCH_DEVICE)
+        loss = torch.zeros(())
+        for step in range(steps):
+            index = order[step * config.batch_size : (step + 1) * config.batch_size]
+            batch = ((images[index].float() / 255 - models.MEAN) / models.STD)[:, None]
+            batch = _torch_augmented(batch, config.augment.rotate_degrees, config.augment.translate)
+            if channels_last:
+                batch = batch.to(memory_format=torch.channels_last)
+            recipe.optimizer.zero_grad()
+            loss = recipe.loss(forward(batch), labels[index])
+            loss.backward()
+            recipe.optimizer.step()
+        loss.item()
+
+    return run
+
+
+TORCH: dict[str, Callable[[Config, data.Dataset, int], Run]] = {
+    "eager": _torch,
+    "channels-last": functools.partial(_torch, channels_last=True),
+    "compile": functools.partial(_torch, compile_mode="default"),
+}
+if TORCH_DEVICE.type == "cuda":
+    TORCH["cuda graphs"] = functools.partial(_torch, compile_mode="reduce-overhead")
+
+
+# Stock Flax.
+
+
+class _StockNetwork(nn.Module):
+    """The network out of flax.linen's own layers, NHWC."""
+
+    layers: tuple[layers.Layer, ...]
+
+    @nn.compact
+    def __call__(self, images_NHW: jax.Array) -> jax.Array:
+        x = ((images_NHW.astype(jnp.float32) / 255 - models.MEAN) / models.STD)[..., None]
+        for layer in self.layers:
+            match layer:
+                case layers.Conv(features=features, kernel_size=k, padding=p, use_bias=use_bias):
+                    x = nn.Conv(features, (k, k), padding=p, use_bias=use_bias)(x)
+                case layers.BatchNorm():
+                    x = nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
+                case layers.Relu():
+                    x = nn.relu(x)
+                case layers.Dropout(rate=rate, whole_channels=whole):
+                    shared = (1, 2) if whole else ()
+                    x = nn.Dropout(rate, broadcast_dims=shared, deterministic=False)(x)
+                case layers.MaxPool():
+                    x = nn.max_pool(x, (2, 2), (2, 2))
+                case layers.GlobalAvgPool():
+                    x = x.mean((1, 2), keepdims=True)
+                case layers.GlobalAvgMaxPool():
+                    x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+                case layers.Flatten():
+                    x = x.reshape(len(x), -1)
+                case layers.Linear(features=features, use_bias=use_bias):
+                    x = nn.Dense(features, use_bias=use_bias)(x)
+                case _:
+                    raise TypeError(layer)
+        return x
+
+
+def flax(config: Config, train: data.Dataset, steps: int) -> Run:
+    """flax.linen as everyone writes it: one jitted step, called from Python.
+
+    That is its fastest form on a CPU, where XLA's convolutions are slow inside ``lax.scan``.
+    Optimizer, random numbers and augmentation are jaxmnist's.
+    """
+    network = _StockNetwork(models.NETWORKS[config.model](config.dropout))
+    optimizer = optim.make_optimizer(config, optim.make_schedule(config, 10**4))
+    images_NHW, labels_N = jnp.asarray(train.images_NHW), jnp.asarray(train.labels_N)
+    degrees, translate = config.augment.rotate_degrees, config.augment.translate
+    root = prng.key(0)
+    variables = jax.jit(network.init)({"params": root, "dropout": root}, images_NHW[:2])
+    variables["params"] = dict(variables["params"])
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: Any, order_N: jax.Array, step: jax.Array) -> tuple[Any, jax.Array]:
+        variables, opt_state = state
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(root, step))
+        index_B = jax.lax.dynamic_slice(order_N, (step * config.batch_size,), (config.batch_size,))
+        drawn = augment.random_parameters(augment_key, len(index_B), degrees, translate)
+        batch_HWB = augment.gather(images_NHW, index_B, augment.source_pixels(*drawn))
+
+        def loss_fn(params):
+            logits_BK, updates = network.apply(
+                {**variables, "params": params},
+                batch_HWB.transpose(2, 0, 1),
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            targets_BK = optax.smooth_labels(
+                jax.nn.one_hot(labels_N[index_B], 10), config.label_smoothing
+            )
+            return optax.softmax_cross_entropy(logits_BK, targets_BK).mean(), updates
+
+        (loss, updates), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+        changes, opt_state = optimizer.update(grads, opt_state, variables["params"])
+        params = optax.apply_updates(variables["params"], changes)
+        return ({"params": params, **updates}, opt_state), loss
+
+    state = variables, optimizer.init(variables["params"])
+
+    def run() -> None:
+        nonlocal state
+        order_N = jax.random.permutation(root, len(images_NHW))
+        loss = jnp.zeros(())
+        for step in range(steps):
+            state, loss = train_step(state, order_N, jnp.int32(step))
+        loss.block_until_ready()
+
+    return run

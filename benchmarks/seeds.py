@@ -1,0 +1,80 @@
+"""Images per second in total against the number of seeds that train in one program.
+
+    python benchmarks/seeds.py [--recipe model3] [--seeds 1 4 16 64 256] [--repeats 5]
+
+Beside them PyTorch with one seed, the fastest of its variants (see peers.py): it trains seeds one
+after the other, so its total is that of a single one.
+
+No result has been recorded yet.
+"""
+
+import argparse
+import datetime
+import statistics
+import time
+
+import jax
+import peers
+import torch
+
+from jaxmnist import data, parallel, published
+
+
+def rates(run: peers.Run, images: int, repeats: int) -> list[float]:
+    """Images/s of each repeat, after one that is not counted."""
+    found = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        run()
+        found.append(images / (time.perf_counter() - started))
+    return found[1:]
+
+
+def _cells(found: list[float]) -> str:
+    median = statistics.median(found)
+    return f"{median / 1000:,.1f} | {min(found) / 1000:,.1f} to {max(found) / 1000:,.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Images/s against the number of seeds.")
+    parser.add_argument("--recipe", default="model3", choices=list(published.load_all()))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4, 16, 64, 256])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    arguments = parser.parse_args()
+
+    parallel.use_every_core()
+    train, _ = data.load("mnist", "train/test")
+    config = peers.load_config(arguments.recipe)
+    today = datetime.date.today().isoformat()
+    print(f"{arguments.recipe}, {arguments.precision}, {today}, {peers.hardware()}")
+    print(f"jax {jax.__version__}, torch {torch.__version__}; {arguments.repeats} repeats")
+    print("thousand images/s of all seeds together\n")
+    print("| seeds | devices, seed × data | median | spread | times PyTorch |")
+    print("| --: | --- | --: | --- | --: |")
+    steps = 32
+    torch_rates = {
+        name: rates(
+            prepare(peers.load_config(arguments.recipe), train, steps),
+            steps * config.batch_size,
+            arguments.repeats,
+        )
+        for name, prepare in peers.TORCH.items()
+    }
+    best = max(torch_rates, key=lambda name: statistics.median(torch_rates[name]))
+    print(f"| 1 | PyTorch, {best} | {_cells(torch_rates[best])} | 1.0 |", flush=True)
+    for num_seeds in arguments.seeds:
+        config = peers.load_config(arguments.recipe)
+        config.num_seeds, config.precision = num_seeds, arguments.precision
+        mesh = parallel.make_mesh(config).shape
+        # On a CPU a step of hundreds of seeds takes seconds, and fewer will do.
+        steps = 128 if jax.default_backend() != "cpu" else max(2, 64 // num_seeds)
+        images = steps * config.batch_size * num_seeds
+        found = rates(peers.jaxmnist(config, train, steps), images, arguments.repeats)
+        ratio = statistics.median(found) / statistics.median(torch_rates[best])
+        devices = f"{mesh[parallel.SEED]} × {mesh[parallel.DATA]}"
+        print(f"| {num_seeds} | {devices} | {_cells(found)} | {ratio:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

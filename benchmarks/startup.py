@@ -5,8 +5,8 @@
 Each run is `python -m jaxmnist.main` for a few steps in a process of its own: cold with an empty
 compilation cache, warm with the one that the cold run left.
 
-Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, 2 repeats: model3 7.5 s cold, of which
-6.2 s compilation, 3.4 s warm, 1.21 GB; lightweight 9.5 s, of which 8.0 s, and 2.8 s, 1.38 GB.
+Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, 2 repeats: model3 7.5 s cold, of
+which 6.2 s compilation, 3.4 s warm, 1.21 GB; lightweight 9.5 s, of which 8.0 s, and 2.8 s, 1.38 GB.
 """
 
 import argparse

@@ -5,7 +5,8 @@
 Beside them PyTorch with one seed, the fastest of its variants (see peers.py): it trains seeds one
 after the other, so its total is that of a single one.
 
-No result has been recorded yet.
+Result with --seeds 1 4 --repeats 3, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch
+2.13.0: PyTorch 8.3 k images/s; jaxmnist 17.5 k with one seed, 16.0 k with four.
 """
 
 import argparse

@@ -6,7 +6,6 @@ which runs so many steps and waits for the last.
 """
 
 import functools
-import importlib.util
 import math
 import sys
 from collections.abc import Callable
@@ -21,26 +20,18 @@ import optax
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the networks in torch are there
+from torch_parity import CONFIGS, load_config
 from torch_reference import TORCH_NETWORKS, TorchRecipe
 
 from jaxmnist import augment, data, layers, models, optim, parallel, prng
 from jaxmnist.config import Config
 from jaxmnist.programs import Programs
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+__all__ = ["CONFIGS", "TORCH", "TORCH_DEVICE", "Run", "flax", "hardware", "jaxmnist", "load_config"]
+
 TORCH_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Run = Callable[[], None]
-
-
-def load_config(recipe: str) -> Config:
-    """The configuration in configs/."""
-    spec = importlib.util.spec_from_file_location(recipe, CONFIGS / f"{recipe}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def hardware() -> str:

@@ -29,14 +29,19 @@ BATCH = 16
 STEPS_PER_EPOCH = 20  # so that 200 steps pass through ten epochs of the schedules
 
 
-def load_recipe(name: str) -> Config:
-    """The configuration in configs/, with dropout off."""
+def load_config(name: str) -> Config:
+    """The configuration in configs/."""
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    return module.get_config()
+
+
+def load_recipe(name: str) -> Config:
+    """The configuration in configs/, with dropout off."""
+    config = load_config(name)
     config.dropout = 0.0
     return config
 

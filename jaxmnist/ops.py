@@ -31,6 +31,16 @@ def _rows_matrix(kernel_HWIO: jax.Array) -> jax.Array:
     return kernel_HWIO.transpose(0, 3, 1, 2).reshape(kh * o, kw * i)
 
 
+def _patches(x_1HWN: jax.Array, kernel_shape: tuple[int, int], padding: int) -> jax.Array:
+    """im2col: what each kernel position sees of x, (kh·kw, H', W', N)."""
+    x_1HWN = _pad_hw(x_1HWN, padding)
+    (kh, kw), (_, height, width, _) = kernel_shape, x_1HWN.shape
+    places = [(r, j) for r in range(kh) for j in range(kw)]
+    return jnp.concatenate(
+        [x_1HWN[:, r : r + height - kh + 1, j : j + width - kw + 1] for r, j in places], axis=0
+    )
+
+
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """a·b over axis ``contract[0]`` of a and ``contract[1]`` of b, summed in at least float32."""
     accumulate = jnp.promote_types(a.dtype, jnp.float32)
@@ -65,8 +75,10 @@ def conv2d(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int) -> jax.Array
 
     The "rows" form: width shifts of x, stacked along C, times a (kh·O, kw·I) matrix give one map
     per kernel row; these, shifted in height, add up to the result. It moves a third of the memory
-    of im2col, and memory is what a convolution this small costs. The hand-written gradient uses
-    the same form, because XLA's own gradient convolutions are slow inside ``lax.scan`` on CPU.
+    of im2col, and memory is what a convolution this small costs. Only a single input channel, the
+    image itself, goes through im2col: nine maps in, instead of three times O maps out. The
+    hand-written gradients use the same forms, because XLA's own gradient convolutions are slow
+    inside ``lax.scan`` on CPU.
 
     Args:
       x_CHWN: (I, H, W, N), any float dtype.
@@ -84,7 +96,12 @@ def _conv2d_primal(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int) -> j
 
 
 def _conv2d_forward(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int):
-    kh, kw, _, o = kernel_HWIO.shape
+    kh, kw, i, o = kernel_HWIO.shape
+    if i == 1:
+        patches_KHWN = _patches(x_CHWN, (kh, kw), padding)
+        k, *shape_HWN = patches_KHWN.shape
+        y = dot(kernel_HWIO.reshape(k, o), patches_KHWN.reshape(k, -1), (0, 0))
+        return y.reshape(o, *shape_HWN).astype(x_CHWN.dtype), (x_CHWN, kernel_HWIO)
     shifts_KHWN = _width_shifts(_pad_hw(x_CHWN, padding), kw)
     k, height, width, n = shifts_KHWN.shape
     maps = dot(_rows_matrix(kernel_HWIO), shifts_KHWN.reshape(k, -1), (1, 0))
@@ -98,6 +115,13 @@ def _conv2d_backward(padding: int, residuals: tuple[jax.Array, jax.Array], dy_OH
     x_CHWN, kernel_HWIO = residuals
     kh, kw, i, o = kernel_HWIO.shape
     dy_OHWN = materialize(dy_OHWN)
+    if i == 1:
+        patches_KHWN, unpatch = jax.vjp(lambda x: _patches(x, (kh, kw), padding), x_CHWN)
+        dy = dy_OHWN.reshape(o, -1)
+        dkernel = dot(patches_KHWN.reshape(kh * kw, -1), dy, (1, 1)).reshape(kernel_HWIO.shape)
+        dpatches = dot(kernel_HWIO.reshape(kh * kw, o), dy, (1, 0)).astype(x_CHWN.dtype)
+        (dx_CHWN,) = unpatch(dpatches.reshape(patches_KHWN.shape))
+        return dx_CHWN, dkernel.astype(kernel_HWIO.dtype)
     x_CHWN = _pad_hw(x_CHWN, padding)
     dy_OHWN = jnp.pad(dy_OHWN, ((0, 0), (kh - 1, kh - 1), (0, 0), (0, 0)))
     _, height, width, n = x_CHWN.shape

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import platformdirs
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxmnist import config
-from jaxmnist.errors import DivergenceError, UserError
+from jaxmnist import config, hosts
+from jaxmnist.errors import DivergenceError, Stopped, StorageError, UserError
+
+_LONGEST_ARGUMENT = 3000  # Python cannot print integers of more than 4300 digits
 
 
 def run(
@@ -28,7 +31,7 @@ def run(
 ) -> None:
     """Parses the flags, runs ``command`` and ends the process.
 
-    Exits with 0, 2 (input the user can mend), 130 (Ctrl-C) or 1 (anything else).
+    Exits with 0, 2 (input the user can mend), 130 (Ctrl-C), 143 (SIGTERM) or 1 (anything else).
 
     Args:
       command: runs after the flags are parsed.
@@ -59,11 +62,33 @@ def run(
         sys.exit(_complain(error, 2))
     except DivergenceError as error:
         sys.exit(_complain(error, 1))
+    except StorageError as error:
+        hosts.leave(_complain(error, 1))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        hosts.leave(
+            _complain(
+                f"another process of the run is gone ({reason}): start all of them again; the run "
+                "goes on from its newest checkpoint",
+                1,
+            )
+        )
+    except Stopped as stopped:
+        sys.exit(_complain(stopped, 128 + stopped.cause))
     except BrokenPipeError:  # the reader of stdout has left, as in `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         sys.exit(1)
+    except OSError as error:
+        _give_up_stdout()  # where it is the one that failed, a last flush would fail again
+        sys.exit(_complain(f"{error.filename or 'stdout'}: {error.strerror or error}", 1))
     except KeyboardInterrupt:
         sys.exit(_complain(on_interrupt, 130))
+
+
+def _give_up_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _keep_compiled_programs() -> None:
@@ -76,6 +101,8 @@ def _keep_compiled_programs() -> None:
         folder = platformdirs.user_cache_path("jaxmnist")
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # What cannot be read is compiled again, what cannot be written next time, too.
+    warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache")
 
 
 def parse_flags(argv: list[str], flag_values: flags.FlagValues) -> None:
@@ -88,9 +115,12 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues) -> None:
       UserError: for flags and values that cannot be used, and for other arguments.
     """
     flags.FLAGS(argv[:1])  # absl's own flags, which app.run reads
+    for argument in argv:
+        if len(argument) > _LONGEST_ARGUMENT:
+            raise UserError(f"argument {argument[:40]!r}… is too long: see --help")
     try:
         rest = flag_values(argv)
-    except (flags.Error, OSError) as error:
+    except (flags.Error, OSError, UnicodeError) as error:
         raise UserError(f"{' '.join(str(error).split())}: see --help") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: see --help")

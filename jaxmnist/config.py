@@ -44,6 +44,7 @@ def _between(low: int, high: int) -> Allowed:
 
 
 _POSITIVE = Allowed(lambda value: 0 < value <= 1e30, "above 0, at most 1e30")
+_NOT_NEGATIVE = Allowed(lambda value: 0 <= value <= 1e30, "from 0 to 1e30")
 _RATE = Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
 _DEGREES = Allowed(lambda value: 0 <= value <= 180, "from 0 to 180")
 _INSIDE = Allowed(lambda value: 0 < value < 1, "above 0 and below 1")
@@ -73,7 +74,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.learning_rate": Field(0.01, "for 'onecycle' the peak", _POSITIVE),
     "optimizer.momentum": Field(0.9, "SGD's momentum, Adam's beta1; 'onecycle' cycles it", _RATE),
     "optimizer.nesterov": Field(False, "Nesterov momentum, for sgd"),
-    "optimizer.weight_decay": Field(0.0, "L2, added to the gradient", _at_least(0)),
+    "optimizer.weight_decay": Field(0.0, "L2, added to the gradient", _NOT_NEGATIVE),
     "schedule.name": Field(
         "constant",
         "course of the learning rate",

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from absl import flags
 
 from jaxmnist import cli, config, saved_run, torch_weights
-from jaxmnist.checkpoint import Checkpoints
+from jaxmnist.checkpoint import Checkpoints, Record
 from jaxmnist.engine import TrainState
-from jaxmnist.errors import UserError
+from jaxmnist.errors import StorageError, UserError
 from jaxmnist.workdir import Workdir
 
 _USAGE = """Carries weights from PyTorch to a run and back.
@@ -72,12 +72,17 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
         # Elsewhere until it is whole: a run without its checkpoint would train from scratch.
         with tempfile.TemporaryDirectory(prefix=".convert-", dir=workdir.parent) as folder:
             files = Workdir(Path(folder) / "run", recipe)
-            with contextlib.closing(Checkpoints(files.checkpoints)) as checkpoints:
-                states = jax.tree.map(lambda leaf: leaf[None], state)
-                checkpoints.save(0, states, eval_accuracy=0.0)
+            record = Record(epoch=0, rows=[], partial=None, config=config.flatten(recipe))
+            with (
+                contextlib.closing(files),
+                contextlib.closing(Checkpoints(files.checkpoints)) as checkpoints,
+            ):
+                checkpoints.save(0, jax.tree.map(lambda leaf: leaf[None], state), record)
             os.replace(files.path, workdir)
     except OSError as error:
         raise UserError(f"--to {workdir}: {error.strerror or error}: choose another") from error
+    except StorageError as error:
+        raise UserError(f"--to {workdir}: {error.__cause__}: choose another") from error
     return by_order
 
 

@@ -1,11 +1,13 @@
 """The command line: flags -> config -> train.run(config, workdir)."""
 
 import os
+import re
 from pathlib import Path
 
 from absl import flags
 
-from jaxmnist import cli, config, parallel, train
+from jaxmnist import cli, config, hosts, parallel, train
+from jaxmnist.errors import UserError
 
 _USAGE = """Trains one of the compact MNIST networks.
 
@@ -16,6 +18,12 @@ _USAGE = """Trains one of the compact MNIST networks.
                    A run that is there already is taken up where it stopped.
   --restart        begin anew; what is in the workdir is moved aside, not deleted
   --help           this text
+
+A run of several processes, with a workdir that all of them see; each is started with:
+  --coordinator HOST:PORT   of the first process, which listens there; or 'auto', to ask SLURM,
+                            Open MPI, Kubernetes or the TPU pod for everything
+  --num_processes N         how many they are
+  --process_id I            which one this is, 0 to N-1
 
 Compiled programs are kept for the next start in the user's cache folder; the environment variable
 JAX_COMPILATION_CACHE_DIR names another, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
@@ -31,14 +39,36 @@ _WORKDIR = flags.DEFINE_string(
 _RESTART = flags.DEFINE_bool(
     "restart", False, "Begin anew, after moving the workdir aside.", flag_values=_FLAGS
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first of several processes.", flag_values=_FLAGS
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes.", flag_values=_FLAGS
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them.", flag_values=_FLAGS)
 
 
 def _parse(argv: list[str]) -> None:
     cli.parse_with_recipe(argv, _FLAGS)
+    coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if coordinator in (None, "auto"):
+        if (count, number) != (None, None):
+            raise UserError(
+                "--num_processes and --process_id are given: --coordinator HOST:PORT is needed too"
+            )
+    elif not re.fullmatch(r".+:[0-9]{1,5}", coordinator):
+        raise UserError(f"--coordinator is {coordinator!r}: it must be HOST:PORT or auto")
+    elif count is None or number is None or not 0 <= number < count:
+        raise UserError(
+            f"--num_processes is {count}, --process_id {number}: both are needed, N and a number "
+            "from 0 to N-1"
+        )
 
 
 def _train() -> None:
     parallel.use_every_core()
+    if _COORDINATOR.value:
+        hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     # os.path answers for any string; pathlib raises on '~nobody'.
     workdir = os.path.expanduser(_WORKDIR.value or f"runs/{cli.recipe_name(_FLAGS)}")
     train.run(_RECIPE.value, Path(workdir), restart=_RESTART.value)

@@ -13,8 +13,10 @@ import numpy as np
 import optax
 
 from jaxmnist.config import Config
+from jaxmnist.errors import UserError
 
 ADAM_BETA2 = 0.999
+MAX_STEPS = 10_000_000
 
 
 class Schedule(NamedTuple):
@@ -70,14 +72,27 @@ def _onecycle_wave(total_steps: int, pct_start: float, low: float, high: float, 
     return np.array([value(step) for step in range(total_steps + 1)])
 
 
+def spans_all_epochs(config: Config) -> bool:
+    """Whether the schedule depends on ``num_epochs``, so that more epochs make it another one."""
+    return config.schedule.name in ("cosine", "onecycle")
+
+
 def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
     """The schedule that ``config`` names, over ``config.num_epochs`` epochs.
 
     For 'onecycle', ``optimizer.learning_rate`` is the peak (torch's ``max_lr``) and the momentum
     goes from ``max_momentum`` down to ``base_momentum`` and back (``cycle_momentum=True``); the
     other schedules change once an epoch and leave the momentum alone.
+
+    Raises:
+      UserError: where the steps are too many to tabulate, or the learning rate becomes infinite.
     """
     total_steps = config.num_epochs * steps_per_epoch
+    if total_steps > MAX_STEPS:
+        raise UserError(
+            f"config.num_epochs is {config.num_epochs}: at {steps_per_epoch} steps each that makes "
+            f"more than {MAX_STEPS:,} steps in total"
+        )
     if config.schedule.name == "onecycle":
         s, peak = config.schedule, config.optimizer.learning_rate
         first = peak / s.div_factor
@@ -87,7 +102,13 @@ def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
             _onecycle_wave(*wave, s.max_momentum, s.base_momentum, s.max_momentum),
         )
     epoch_T1 = np.arange(total_steps + 1) // steps_per_epoch
-    learning_rate_T1 = _PER_EPOCH[config.schedule.name](config, epoch_T1)
+    with np.errstate(over="ignore"):
+        learning_rate_T1 = _PER_EPOCH[config.schedule.name](config, epoch_T1)
+    if not np.isfinite(learning_rate_T1).all():
+        raise UserError(
+            f"config.schedule.gamma is {config.schedule.gamma}: the learning rate grows beyond all "
+            "bounds, choose 1 or less"
+        )
     return Schedule(learning_rate_T1, np.full(total_steps + 1, config.optimizer.momentum))
 
 

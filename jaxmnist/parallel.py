@@ -43,12 +43,13 @@ def make_mesh(config: Config) -> Mesh:
 
     Where a field is 0: as many devices along ``seed`` as share the seeds evenly; then, on a CPU,
     as many along ``data`` as share the batch evenly with ``MIN_CPU_PART`` images or more each. On
-    accelerators a step is too short to be worth splitting.
+    accelerators a step is too short to be worth splitting. A run of several processes takes all
+    their devices.
 
     Raises:
       UserError: where the devices are too few, or cannot share seeds or batch evenly.
     """
-    available = jax.device_count()
+    available, several = jax.device_count(), jax.process_count() > 1
     seed, data = config.mesh.seed, config.mesh.data
     if seed and config.num_seeds % seed:
         raise UserError(
@@ -61,12 +62,19 @@ def make_mesh(config: Config) -> Mesh:
     seed = seed or _largest_divisor(config.num_seeds, available // max(data, 1))
     if not data:
         parts = config.batch_size // MIN_CPU_PART if jax.default_backend() == "cpu" else 1
+        parts = available if several else parts
         data = _largest_divisor(config.batch_size, min(available // seed, parts))
     if seed * data > available:
         field, value = ("data", data) if config.mesh.data else ("seed", seed)
         raise UserError(
             f"config.mesh.{field} is {value}: a mesh of {seed} (seed) × {data} (data) devices "
             f"needs more than the {available} there {'is' if available == 1 else 'are'}"
+        )
+    if several and seed * data < available:
+        raise UserError(
+            f"a mesh of {seed} (seed) × {data} (data) devices leaves some of the {available} of "
+            f"{jax.process_count()} processes idle: choose config.mesh, config.num_seeds (now "
+            f"{config.num_seeds}) or config.batch_size (now {config.batch_size}) to use all"
         )
     return jax.make_mesh(
         (seed, data),

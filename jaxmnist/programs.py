@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmnist import data, optim, parallel
+from jaxmnist import data, hosts, optim, parallel
 from jaxmnist.config import Config
 from jaxmnist.engine import (
     Evaluation,
@@ -109,14 +109,11 @@ class Programs:
         )
         by_seed, self._same = parallel.per_seed(mesh), parallel.everywhere(mesh)
         self._train_set, self._eval_set = (
-            jax.device_put(
-                Images(jnp.asarray(part.images_NHW), jnp.asarray(part.labels_N)), self._same
-            )
+            Images(*(hosts.place(a, self._same) for a in (part.images_NHW, part.labels_N)))
             for part in (train_set, eval_set)
         )
-        self._seeds_S = jax.device_put(
-            np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32), by_seed
-        )
+        seeds_S = np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32)
+        self._seeds_S = hosts.place(seeds_S, by_seed)
 
         def compiled(function: Callable, *args: Any, mapped: int = 1, donate: tuple = ()):
             over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
@@ -136,20 +133,40 @@ class Programs:
         self._init = compiled(split.init, self._seeds_S)
         self._order = compiled(epoch_order, self.abstract_states, zero)
         self._evaluate = compiled(split.evaluate, self.abstract_states, self._eval_set)
-        self._train = {}
-        for steps, batch_size in {segment[1:] for segment in self.segments}:
+
+        @functools.cache
+        def train(steps: int, batch_size: int):
             # A batch that cannot be split evenly is done as a whole, by every device.
             engine = whole if batch_size % parts else split
             train_steps = functools.partial(engine.train_steps, steps=steps, batch_size=batch_size)
             args = self.abstract_states, order_SN, zero, self._train_set
-            self._train[steps, batch_size] = compiled(train_steps, *args, mapped=2, donate=(0,))
+            return compiled(train_steps, *args, mapped=2, donate=(0,))
+
+        self._train = train
+        for segment in self.segments:
+            self._train(segment.steps, segment.batch_size)
 
     def _number(self, value: int) -> jax.Array:
-        return jax.device_put(np.int32(value), self._same)
+        return hosts.place(np.array(value, np.int32), self._same)
 
     @property
     def steps_per_epoch(self) -> int:
         return sum(segment.steps for segment in self.segments)
+
+    def segments_after(self, steps: int) -> list[Segment]:
+        """What remains of an epoch of which ``steps`` steps are done.
+
+        Where these end within a segment (other devices make others), the rest of it is compiled
+        when its turn comes.
+        """
+        remaining, before = [], 0
+        for segment in self.segments:
+            done = min(max(steps - before, 0), segment.steps)
+            start = segment.start + done * segment.batch_size
+            if done < segment.steps:
+                remaining.append(segment._replace(start=start, steps=segment.steps - done))
+            before += segment.steps
+        return remaining
 
     def init(self) -> TrainState:
         """The states before the first step."""
@@ -163,7 +180,7 @@ class Programs:
         self, states: TrainState, order_SN: jax.Array, segment: Segment
     ) -> tuple[TrainState, StepMetrics]:
         """Runs a segment; uses up ``states``. The metrics are (S, steps)."""
-        program = self._train[segment.steps, segment.batch_size]
+        program = self._train(segment.steps, segment.batch_size)
         return program(states, order_SN, self._number(segment.start), self._train_set)
 
     def evaluate(self, states: TrainState) -> Evaluation:

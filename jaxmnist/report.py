@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmnist import analyze
+from jaxmnist import analyze, hosts
+from jaxmnist.checkpoint import Record
 from jaxmnist.config import Config
 from jaxmnist.programs import Programs
 from jaxmnist.workdir import Row
@@ -29,8 +30,9 @@ def device_name() -> str:
 
 def say(text: str = "") -> None:
     """Prints a line on stdout, above the bar if one is there; piped output sees it at once."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    if hosts.is_first():
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def run_header(
@@ -62,13 +64,14 @@ def run_header(
 class Progress:
     """A live bar on stderr where that is a terminal; otherwise nothing."""
 
-    def __init__(self, config: Config, programs: Programs, epochs_done: int):
+    def __init__(self, config: Config, programs: Programs, done: Record):
         epoch_images = config.num_seeds * sum(segment.images for segment in programs.segments)
+        images_begun = done.partial.images if done.partial else 0
         self._num_epochs, self._steps_per_epoch = config.num_epochs, programs.steps_per_epoch
         self._bar = tqdm(
             total=config.num_epochs * epoch_images,
-            initial=epochs_done * epoch_images,
-            disable=not sys.stderr.isatty(),
+            initial=done.epoch * epoch_images + images_begun * config.num_seeds,
+            disable=not (sys.stderr.isatty() and hosts.is_first()),
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,

@@ -1,6 +1,7 @@
 """A run read back from its workdir: configuration, engine, one seed's state."""
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,21 +55,28 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoint: train it first")
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        epoch = _find(checkpoints, checkpoint, workdir)
-        states = checkpoints.restore(epoch, abstract_states)
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        for line in checkpoints.damaged:
+            print(f"note: {line}", file=sys.stderr)
+        step = _find(checkpoints, checkpoint, workdir)
+        epoch = checkpoints.record(step).epoch
+        states = checkpoints.restore(step, abstract_states)
     return SavedRun(config, engine, epoch, jax.tree.map(lambda leaf: leaf[index], states))
 
 
 def _find(checkpoints: Checkpoints, name: str, workdir: Path) -> int:
-    epochs = checkpoints.epochs()
-    named = {str(epoch): epoch for epoch in epochs}
-    there = ", ".join(named) or "none"
-    named |= {"last": checkpoints.latest_epoch(), "best": checkpoints.best_epoch()}
-    epoch = named.get(name)
-    if epoch is None:
+    """The step of the checkpoint called ``name``."""
+    steps = checkpoints.steps()
+    records = {step: checkpoints.record(step) for step in steps}
+    named = {str(r.epoch): step for step, r in records.items() if not r.partial}
+    there = ", ".join([*named, *checkpoints.damaged]) or "none"
+    last = steps[-1] if steps else None
+    # A run without accuracies, of imported weights, has no best checkpoint: the last will do.
+    named |= {"last": last, "best": last if checkpoints.best() is None else checkpoints.best()}
+    step = named.get(name)
+    if step is None:
         raise UserError(
             f"--checkpoint is {name!r}: it must be best, last or an epoch that {workdir} keeps "
             f"({there})"
         )
-    return epoch
+    return step

@@ -120,7 +120,9 @@ def from_state_dict(
     wrong += [
         f"{slot.key} holds NaN or infinity"
         for slot in wanted
-        if slot.key in given and not np.isfinite(given[slot.key]).all()
+        if slot.key in given
+        and given[slot.key].shape == slot.shape  # else it may be of any size
+        and not np.isfinite(given[slot.key]).all()
     ]
     if len(wrong) > 8:
         wrong = [*wrong[:8], f"and {len(wrong) - 8} more"]
@@ -185,11 +187,14 @@ def _read_torch(file: Path) -> StateDict:
     ):
         raise UserError(f"{file} holds something else than named tensors: save model.state_dict()")
     try:
+        for tensor in content.values():
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError("strides of 0 pretend to a size that the file does not have")
         return {
             key: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
             for key, tensor in content.items()
         }
-    except (RuntimeError, TypeError) as error:  # sparse, quantized, on no device…
+    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantized, on no device…
         raise _unreadable(file, error) from error
 
 

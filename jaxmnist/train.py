@@ -1,27 +1,31 @@
 """A whole run: data, compilation, epochs, files, plots."""
 
 import contextlib
+import dataclasses
+import signal
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 import jaxmnist
-from jaxmnist import analyze, data, models, optim, parallel, published, report
-from jaxmnist.checkpoint import Checkpoints
-from jaxmnist.config import Config, validate
+from jaxmnist import analyze, data, hosts, models, optim, parallel, published, report
+from jaxmnist.checkpoint import Checkpoints, PartialEpoch, Record
+from jaxmnist.config import Config, flatten, validate
 from jaxmnist.engine import TrainState
-from jaxmnist.errors import DivergenceError
+from jaxmnist.errors import DivergenceError, Stopped, UserError
 from jaxmnist.programs import Programs, plan_epoch
-from jaxmnist.workdir import Row, Workdir, spread
+from jaxmnist.signals import StopRequest
+from jaxmnist.workdir import Row, Workdir, spread, storage_errors
 
 
 def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, Any]:
     """Trains what ``config`` describes and leaves everything in ``workdir``.
 
-    A workdir that holds the same run, finished or not, is taken up after its newest checkpoint.
+    A workdir that holds the same run is taken up after its newest checkpoint; of a finished one
+    only the summary is repeated.
 
     Args:
       config: see ``config.FIELDS``.
@@ -34,6 +38,8 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
     Raises:
       UserError: for a configuration, data set or workdir that cannot be used.
       DivergenceError: when the loss stops being finite; the epochs before that are on disk.
+      StorageError: when the disk fails or is full; earlier checkpoints are still there.
+      Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
     """
     validate(config)
     train_data, eval_data = data.load(config.dataset, config.split)
@@ -41,31 +47,71 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
     schedule = optim.make_schedule(config, steps_per_epoch)
     mesh = parallel.make_mesh(config)
     layers = analyze.summarize(models.build(config.model, config.dropout))
-    files = Workdir(workdir, config, restart=restart)
-    if files.moved_to:
-        report.say(f"moved the old {files.path} to {files.moved_to}")
-    report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))
+    with contextlib.ExitStack() as stack:
+        files = Workdir(workdir, config, restart=restart)
+        stack.callback(files.close)
+        checkpoints = Checkpoints(files.checkpoints, config.checkpoint.keep)
+        stack.callback(checkpoints.close)
+        _announce(config, files, checkpoints)
+        publication = published.comparable(
+            config.recipe, config.dataset, config.split, sum(layer.params for layer in layers)
+        )
+        if summary := _finished(config, files, checkpoints):
+            report.say("finished already; --restart moves it aside and begins anew")
+            report.say(report.summary_text(summary, publication))
+            return summary
+        report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))
 
-    started = time.perf_counter()
-    programs = Programs(config, schedule, mesh, train_data, eval_data)
-    compile_seconds = time.perf_counter() - started
-    since_start = time.perf_counter() - jaxmnist.STARTED
-    report.say(f"compiled in {compile_seconds:.1f} s, {since_start:.1f} s after the start\n")
+        started = time.perf_counter()
+        programs = Programs(config, schedule, mesh, train_data, eval_data)
+        compile_seconds = time.perf_counter() - started
+        since_start = time.perf_counter() - jaxmnist.STARTED
+        report.say(f"compiled in {compile_seconds:.1f} s, {since_start:.1f} s after the start\n")
 
-    with contextlib.closing(Checkpoints(files.checkpoints, config.checkpoint.keep)) as checkpoints:
         states, rows = _fit(config, programs, schedule, files, checkpoints)
 
-    summary = _summarize(config, layers, rows, compile_seconds)
-    files.write_summary(summary)
-    publication = published.comparable(
-        config.recipe, config.dataset, config.split, summary["params"]
-    )
-    first_seed_predictions_N = np.asarray(programs.evaluate(states).predictions_N)[0]
-    curve = publication["epochs"] if publication else None
-    _draw(config, files.path, rows, curve, schedule, eval_data, first_seed_predictions_N)
-    report.say(report.summary_text(summary, publication))
-    report.say(f"everything is in {files.path}")
-    return summary
+        summary = _summarize(config, layers, rows, compile_seconds)
+        predictions_SN = hosts.fetch(programs.evaluate(states).predictions_N)
+        if hosts.is_first():
+            curve = publication["epochs"] if publication else None
+            with storage_errors(files.path):
+                _draw(config, files.path, rows, curve, schedule, eval_data, predictions_SN[0])
+        files.write_summary(summary)  # last: it says that the run has finished
+        report.say(report.summary_text(summary, publication))
+        report.say(f"everything is in {files.path}")
+        return summary
+
+
+def _announce(config: Config, files: Workdir, checkpoints: Checkpoints) -> None:
+    """Says what has been done to the workdir."""
+    if files.moved_to:
+        report.say(f"moved the old {files.path} to {files.moved_to}")
+    if files.grown_from:
+        report.say(
+            f"goes on to {config.num_epochs} epochs, {files.grown_from} before; the "
+            f"{config.schedule.name} schedule of those stays what it was"
+        )
+    for line in checkpoints.damaged:
+        report.say(line)
+
+
+def _finished(config: Config, files: Workdir, checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do."""
+    summary, steps = files.read_summary(), checkpoints.steps()
+    if summary is None:
+        return None
+    if not steps:
+        raise UserError(
+            f"{files.path} holds a finished run without any intact checkpoint: choose another "
+            "--workdir, or --restart to move it aside and train anew"
+        )
+    record = checkpoints.record(steps[-1])
+    if record.epoch == config.num_epochs == summary.get("num_epochs"):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a damaged one is made again
+            report.summary_text(summary, None)
+            files.write_metrics(record.rows)
+            return summary
+    return None
 
 
 def _fit(
@@ -76,39 +122,86 @@ def _fit(
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, list[Row]]:
     """Trains from the newest checkpoint to the last epoch; the states and all rows."""
-    newest = checkpoints.latest_epoch()
-    if newest is None:
-        states = programs.init()
-    else:
-        states = checkpoints.restore(newest, programs.abstract_states)
-        report.say(f"resumed after epoch {newest} of {config.num_epochs}")
-    done = newest or 0
-    rows = files.read_metrics(done)
+    states, done = _newest(config, programs, checkpoints)
+    rows = list(done.rows)
+    if files.write_metrics(rows):
+        report.say("metrics.jsonl lacked epochs that the checkpoint has: written again")
 
     report.say(report.epoch_header())
-    with report.Progress(config, programs, done) as progress:
-        for epoch in range(done + 1, config.num_epochs + 1):
-            states, trained = _train_epoch(config, programs, states, epoch, progress)
-            new_rows = _rows(config, programs, schedule, states, epoch, trained)
+    with StopRequest() as stop, report.Progress(config, programs, done) as progress:
+        for epoch in range(done.epoch + 1, config.num_epochs + 1):
+            sums = _EpochSums(config.num_seeds)
+            if done.partial and epoch == done.epoch + 1:
+                sums.take_up(done.partial)
+            states = _train_epoch(config, programs, states, epoch, sums, progress, stop)
+            step = (epoch - 1) * programs.steps_per_epoch + sums.steps
+            if sums.steps < programs.steps_per_epoch and stop.cause:
+                partial = sums.partial() if sums.steps else None
+                record = Record(epoch - 1, list(rows), partial, flatten(config))
+                checkpoints.save(step, states, record)
+                raise _stopped(config, stop.cause, step, epoch)
+            new_rows = _rows(config, programs, schedule, states, epoch, sums)
             files.append_metrics(new_rows)
             report.say(report.epoch_line(new_rows))
             rows += new_rows
-            if epoch % config.checkpoint.every_epochs == 0 or epoch == config.num_epochs:
-                accuracy = float(np.mean([row["eval_accuracy"] for row in new_rows]))
-                checkpoints.save(epoch, states, accuracy)
+            cause = hosts.largest(stop.cause or 0)
+            if cause or epoch % config.checkpoint.every_epochs == 0 or epoch == config.num_epochs:
+                checkpoints.save(step, states, Record(epoch, list(rows), None, flatten(config)))
+            if cause and epoch < config.num_epochs:
+                raise _stopped(config, signal.Signals(cause), step, epoch)
     return states, rows
 
 
-class EpochTraining(NamedTuple):
-    """What the training part of an epoch measured, per seed."""
+def _newest(
+    config: Config, programs: Programs, checkpoints: Checkpoints
+) -> tuple[TrainState, Record]:
+    """The states to go on from, and what belongs to them."""
+    steps = checkpoints.steps()
+    if not steps:
+        return programs.init(), Record(0, [], None, flatten(config))
+    record = checkpoints.record(steps[-1])
+    where = f"after epoch {record.epoch} of {config.num_epochs}"
+    if record.partial:
+        where = (
+            f"in epoch {record.epoch + 1} of {config.num_epochs}, after {record.partial.steps} of "
+            f"{programs.steps_per_epoch} steps"
+        )
+    states = checkpoints.restore(steps[-1], programs.abstract_states)
+    report.say(f"resumed {where}")
+    return states, record
 
-    loss_S: np.ndarray
-    """Mean over the images, each as it was when its batch was trained on."""
-    accuracy_S: np.ndarray
-    """Percent, likewise."""
-    seconds: float
-    images_per_second: float
-    """Of all seeds together."""
+
+def _stopped(config: Config, cause: signal.Signals, step: int, epoch: int) -> Stopped:
+    return Stopped(
+        cause,
+        f"interrupted by {cause.name} after step {step} (epoch {epoch} of {config.num_epochs}), "
+        "everything is saved; the same command goes on from there",
+    )
+
+
+@dataclasses.dataclass
+class _EpochSums:
+    """What has been trained of an epoch, and what was measured, per seed."""
+
+    num_seeds: dataclasses.InitVar[int]
+    steps: int = 0
+    images: int = 0
+    """Of one seed."""
+    seconds: float = 0.0
+    loss_S: np.ndarray = dataclasses.field(init=False)
+    """Sum over the images, each as it was when its batch was trained on."""
+    correct_S: np.ndarray = dataclasses.field(init=False)
+
+    def __post_init__(self, num_seeds: int) -> None:
+        self.loss_S, self.correct_S = np.zeros(num_seeds), np.zeros(num_seeds)
+
+    def take_up(self, partial: PartialEpoch) -> None:
+        self.steps, self.images, self.seconds = partial.steps, partial.images, partial.seconds
+        self.loss_S, self.correct_S = np.array(partial.loss_S), np.array(partial.correct_S)
+
+    def partial(self) -> PartialEpoch:
+        sums = self.loss_S.tolist(), self.correct_S.tolist()
+        return PartialEpoch(self.steps, self.images, self.seconds, *sums)
 
 
 def _train_epoch(
@@ -116,31 +209,37 @@ def _train_epoch(
     programs: Programs,
     states: TrainState,
     epoch: int,
+    sums: _EpochSums,
     progress: report.Progress,
-) -> tuple[TrainState, EpochTraining]:
-    """Trains one epoch (counted from 1); uses up ``states``."""
-    loss_S, correct_S = np.zeros(config.num_seeds), np.zeros(config.num_seeds)
-    images, step = 0, 0
-    started = time.perf_counter()
+    stop: StopRequest,
+) -> TrainState:
+    """Trains what ``sums`` lacks of an epoch (counted from 1), until its end or a request to stop.
+
+    Uses up ``states``; adds to ``sums``.
+    """
+    started = time.perf_counter() - sums.seconds
     order_SN = programs.epoch_order(states, epoch)
-    for segment in programs.segments:
+    for segment in programs.segments_after(sums.steps):
+        # Several processes must agree where to stop: only at the end of an epoch.
+        if stop.cause and jax.process_count() == 1:
+            break
         states, metrics = programs.train(states, order_SN, segment)
-        step_loss_SK = np.asarray(metrics.loss, np.float64)
-        _check_finite(config, step_loss_SK, epoch, (epoch - 1) * programs.steps_per_epoch + step)
-        loss_S += step_loss_SK.sum(1) * segment.batch_size
-        correct_S += np.asarray(metrics.correct).sum(1)
-        images += segment.images
-        step += segment.steps
+        loss_SK, correct_SK = hosts.fetch(metrics)
+        before = (epoch - 1) * programs.steps_per_epoch + sums.steps
+        _check_finite(config, loss_SK.astype(np.float64), epoch, before)
+        sums.loss_S += loss_SK.sum(1, dtype=np.float64) * segment.batch_size
+        sums.correct_S += correct_SK.sum(1)
+        sums.images += segment.images
+        sums.steps += segment.steps
+        sums.seconds = time.perf_counter() - started
         progress.update(
             epoch,
-            step,
+            sums.steps,
             segment.images * config.num_seeds,
-            float(np.mean(loss_S)) / images,
-            100 * float(np.mean(correct_S)) / images,
+            float(np.mean(sums.loss_S)) / sums.images,
+            100 * float(np.mean(sums.correct_S)) / sums.images,
         )
-    seconds = time.perf_counter() - started
-    rate = images * config.num_seeds / seconds
-    return states, EpochTraining(loss_S / images, 100 * correct_S / images, seconds, rate)
+    return states
 
 
 def _check_finite(config: Config, step_loss_SK: np.ndarray, epoch: int, steps_before: int) -> None:
@@ -160,10 +259,10 @@ def _rows(
     schedule: optim.Schedule,
     states: TrainState,
     epoch: int,
-    trained: EpochTraining,
+    sums: _EpochSums,
 ) -> list[Row]:
     """Evaluates and puts an epoch's results together, one row a seed."""
-    evaluation = jax.device_get(programs.evaluate(states))
+    evaluation = hosts.fetch(programs.evaluate(states))
     _check_finite(config, evaluation.loss[:, None], epoch, epoch * programs.steps_per_epoch - 1)
     eval_size = evaluation.predictions_N.shape[1]
     step = epoch * programs.steps_per_epoch
@@ -174,12 +273,12 @@ def _rows(
             "step": step,
             "learning_rate": float(schedule.learning_rate_T1[step]),
             "momentum": float(schedule.momentum_T1[step]),
-            "train_loss": float(trained.loss_S[index]),
-            "train_accuracy": float(trained.accuracy_S[index]),
+            "train_loss": float(sums.loss_S[index]) / sums.images,
+            "train_accuracy": 100 * float(sums.correct_S[index]) / sums.images,
             "eval_loss": float(evaluation.loss[index]),
             "eval_accuracy": 100 * int(evaluation.correct[index]) / eval_size,
-            "seconds": trained.seconds,
-            "images_per_second": trained.images_per_second,
+            "seconds": sums.seconds,
+            "images_per_second": sums.images * config.num_seeds / sums.seconds,
         }
         for index in range(config.num_seeds)
     ]

@@ -9,11 +9,13 @@ import pytest
 
 from jaxmnist import data
 
-# Many tests run the same programs: compile each once a session, in subprocesses as well.
-_CACHE = tempfile.TemporaryDirectory(prefix="jaxmnist-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Many tests run the same programs: compile each once a session, in subprocesses and in the other
+# workers of pytest-xdist as well.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="jaxmnist-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 # Four devices on whatever machine, for what is split over several; `parallel.use_every_core` gives
@@ -31,11 +33,10 @@ def mnist() -> tuple[data.Dataset, data.Dataset]:
     return data.load("mnist", "train/test")
 
 
-@pytest.fixture
-def idx_folder(tmp_path, mnist):
-    """A folder of plain IDX files with 640 real training and 200 test images."""
-    folder = tmp_path / "idx"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory, mnist):
+    """A folder of plain IDX files with 640 real training and 200 test images; not to be changed."""
+    folder = tmp_path_factory.mktemp("idx")
     for (prefix, size), part in zip((("train", 640), ("t10k", 200)), mnist, strict=True):
         header = np.array([0x803, size, 28, 28], ">u4").tobytes()
         images = header + part.images_NHW[:size].tobytes()

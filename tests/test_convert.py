@@ -31,8 +31,10 @@ from test_torch_weights import (
 from torch_reference import TORCH_NETWORKS, TorchNetwork
 
 from jaxmnist import convert, data, models, saved_run, train
-from jaxmnist.config import Config, default_config
+from jaxmnist.checkpoint import Checkpoints
+from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import UserError
+from jaxmnist.workdir import Workdir
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TIMEOUT = 120
@@ -85,6 +87,7 @@ def test_torch_to_run_and_back(model: str, tmp_path: Path, mnist):
     assert not by_order
     run = saved_run.load(tmp_path / "run")
     assert (run.epoch, int(run.state.step), int(run.state.seed)) == (0, 0, 0)
+    assert saved_run.load(tmp_path / "run", "best").epoch == 0
     assert_equal_outputs(network, run, mnist[1])
     # Batches that the run has not seen itself are not counted.
     counters = {key: torch.tensor(0) for key in expected if key.endswith("num_batches_tracked")}
@@ -170,6 +173,24 @@ def test_empty_folder_may_be_the_target(tmp_path: Path):
     (tmp_path / "run").mkdir()
     convert.import_weights(save(tmp_path / "w.pth", tensors()), tmp_path / "run", recipe())
     assert saved_run.load(tmp_path / "run").epoch == 0
+
+
+def test_imported_run_has_no_results(tmp_path: Path):
+    convert.import_weights(save(tmp_path / "w.pth", tensors()), tmp_path / "run", recipe())
+    folder = tmp_path / "run" / "checkpoints"
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best()) == ([0], None)
+        record = checkpoints.record(0)
+    assert (record.epoch, record.rows, record.partial) == (0, [], None)
+    assert record.eval_accuracy is None
+    assert record.config == flatten(recipe())
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        ".lock",
+        "config.json",
+        "checkpoints",
+    }
+    with contextlib.closing(Workdir(tmp_path / "run", recipe())):
+        pass  # it is not locked
 
 
 def spoil(suffix: str, change: Callable[[dict[str, torch.Tensor]], object]):

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
+from workdirs import rows_of, wait_for
 
-from jaxmnist import data
+from jaxmnist import main
 from jaxmnist.config import FIELDS
+from jaxmnist.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPE = ("--config", str(CONFIGS / "compact_tiny.py"))
@@ -103,6 +104,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+OTHER_RUN = '{"seed": 5}'
+
+
 class Outcome(NamedTuple):
     """What a command left."""
 
@@ -132,21 +136,11 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def quick(
-    tmp_path_factory: pytest.TempPathFactory, mnist: tuple[data.Dataset, data.Dataset]
-) -> tuple[str, ...]:
+def quick(idx_folder: Path) -> tuple[str, ...]:
     """Arguments for epochs of ten steps on 640 real images, evaluated on 200."""
-    folder = tmp_path_factory.mktemp("idx")
-    for (prefix, size), part in zip((("train", 640), ("t10k", 200)), mnist, strict=True):
-        header = struct.pack(">4I", 0x803, size, 28, 28)
-        images = folder / f"{prefix}-images-idx3-ubyte"
-        images.write_bytes(header + part.images_NHW[:size].tobytes())
-        header = struct.pack(">2I", 0x801, size)
-        labels = folder / f"{prefix}-labels-idx1-ubyte"
-        labels.write_bytes(header + part.labels_N[:size].tobytes())
     return (
         *RECIPE,
-        f"--config.dataset={folder}",
+        f"--config.dataset={idx_folder}",
         "--config.split=train/test",
         "--config.batch_size=64",
     )
@@ -160,7 +154,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         (recipes / f"{name}.py").write_text(text)
     (recipes / "late_ctrl_c.py").write_text(LATE_CTRL_C)
     (workdirs / "other").mkdir()
-    (workdirs / "other" / "config.json").write_text('{"seed": 5}')
+    (workdirs / "other" / "config.json").write_text(OTHER_RUN)
     return {"RECIPES": recipes, "WORKDIRS": workdirs}
 
 
@@ -215,15 +209,18 @@ def test_refused_workdirs_are_untouched(outcome: GetOutcome, material: Mapping[s
     outcome("another run")
     assert files_below(material["WORKDIRS"]) == {
         "other": b"",
-        "other/config.json": b'{"seed": 5}',
+        "other/.lock": b"",
+        "other/config.json": OTHER_RUN.encode(),
     }
 
 
 def test_help_lists_every_field(outcome: GetOutcome):
     done = outcome("help")
     assert (done.exit_code, done.stderr) == (0, "")
-    for flag in ("--config FILE", "--workdir DIR", "--restart"):
-        assert flag in done.stdout
+    for flag in ("config FILE", "workdir DIR", "restart", "coordinator HOST:PORT"):
+        assert f"\n  --{flag} " in done.stdout
+    for flag in ("num_processes N", "process_id I"):
+        assert f"\n  --{flag} " in done.stdout
     for name in FIELDS:
         assert len(re.findall(rf"^  --config\.{re.escape(name)} ", done.stdout, re.M)) == 1
 
@@ -255,24 +252,20 @@ def test_piped_output_is_plain(outcome: GetOutcome):
     assert "published" not in done.stdout  # other data than the publication's
 
 
-def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_files_of_a_run(outcome: GetOutcome):
     workdir = outcome("success").cwd / "runs" / "compact_tiny"
     files = {path.name for path in workdir.iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "summary.json", "checkpoints"} | PLOTS
+    assert files == {".lock", "config.json", "metrics.jsonl", "summary.json", "checkpoints"} | PLOTS
     for plot in PLOTS:
         assert (workdir / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     config = json.loads((workdir / "config.json").read_text())
     assert (config["batch_size"], config["num_seeds"], config["model"]) == (64, 2, "compact_tiny")
     newest = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    assert newest == ["1", "2"]
+    assert newest == ["10", "20"]
 
 
 def test_metrics_of_a_run(outcome: GetOutcome):
-    rows = read_rows(outcome("success").cwd / "runs" / "compact_tiny")
+    rows = rows_of(outcome("success").cwd / "runs" / "compact_tiny")
     assert [list(row) for row in rows] == [METRICS] * 4
     assert [(row["epoch"], row["seed"], row["step"]) for row in rows] == [
         (1, 0, 10),
@@ -292,7 +285,7 @@ def test_metrics_of_a_run(outcome: GetOutcome):
 
 def test_summary_of_a_run(outcome: GetOutcome):
     workdir = outcome("success").cwd / "runs" / "compact_tiny"
-    summary, rows = json.loads((workdir / "summary.json").read_text()), read_rows(workdir)
+    summary, rows = json.loads((workdir / "summary.json").read_text()), rows_of(workdir)
     assert list(summary) == SUMMARY
     assert (summary["model"], summary["params"]) == ("compact_tiny", 6584)
     assert (summary["num_seeds"], summary["num_epochs"]) == (2, 2)
@@ -336,50 +329,42 @@ class OnTerminal:
     def screen(self) -> str:
         return self._bytes.decode("utf-8", "replace")
 
-    def interrupt(self) -> int:
-        """The exit code after Ctrl-C."""
-        exit_code = interrupt(self.process)
+    def end(self, sent: signal.Signals) -> int:
+        """The exit code after a signal."""
+        exit_code = end(self.process, sent)
         self._reader.join(TIMEOUT)
         return exit_code
 
 
-def interrupt(process: subprocess.Popen) -> int:
-    process.send_signal(signal.SIGINT)
+def end(process: subprocess.Popen, sent: signal.Signals) -> int:
+    process.send_signal(sent)
     try:
         return process.wait(TIMEOUT)
     finally:
         process.kill()
 
 
-def wait_for(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT
-    while not happened():
-        assert process.poll() is None, "the command ended too early"
-        assert time.monotonic() < end, "the command takes too long"
-        time.sleep(0.05)
-
-
-def epochs_done(workdir: Path) -> int:
-    file = workdir / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, quick: tuple[str, ...]):
     """A run that is stopped on a terminal, its exit code, and the command that started it."""
     cwd = tmp_path_factory.mktemp("interrupted")
-    args = (*quick, "--config.num_epochs=5000", "--workdir=w", "--config.checkpoint.every_epochs=2")
+    args = (
+        *quick,
+        "--config.num_epochs=5000",
+        "--workdir=w",
+        "--config.checkpoint.every_epochs=99",
+    )
     shown = re.compile(r"step +\d+/10 +\d+% .*accuracy")
     terminal = OnTerminal(cwd, *args)
     try:
         wait_for(
             terminal.process,
-            lambda: epochs_done(cwd / "w") >= 3 and bool(shown.search(terminal.screen)),
+            lambda: len(rows_of(cwd / "w")) >= 3 and bool(shown.search(terminal.screen)),
         )
     except BaseException:
         terminal.process.kill()
         raise
-    exit_code = terminal.interrupt()
+    exit_code = terminal.end(signal.SIGINT)
     return cwd, args, exit_code, terminal.screen
 
 
@@ -397,7 +382,8 @@ def test_terminal_lines_are_not_mixed_with_the_bar(interrupted):
     rows = [line.split() for line in lines if re.match(r" +\d+ +\d\.\d", line)]
     assert [row[0] for row in rows[:2]] == ["1", "2"]  # the third may be on file and not printed
     assert all(len(row) == 11 for row in rows)  # eight numbers, two '%' and an 's'
-    assert "step" not in "\n".join(lines)
+    assert lines[-1] == ""
+    assert "step" not in "\n".join(lines[:-2])  # but in the error, which is the last
 
 
 def test_ctrl_c_ends_with_130_and_a_line(interrupted):
@@ -405,37 +391,41 @@ def test_ctrl_c_ends_with_130_and_a_line(interrupted):
     assert exit_code == 130
     assert "Traceback" not in screen
     last = screen.rstrip("\r\n").split("\r\n")[-1].rpartition("\r")[2]
-    assert last.startswith("error: interrupted")
+    assert STOPPED.fullmatch(last)
+
+
+STOPPED = re.compile(
+    r"error: interrupted by (SIGINT|SIGTERM) after step (\d+) \(epoch (\d+) of 5000\), everything "
+    r"is saved; the same command goes on from there\n?"
+)
 
 
 def test_same_command_goes_on(interrupted):
-    cwd, args, _, _ = interrupted
-    before = read_rows(cwd / "w")
+    """The epochs that were done are not done again, though no checkpoint was due."""
+    cwd, args, _, screen = interrupted
+    before = rows_of(cwd / "w")
     assert [row["epoch"] for row in before] == list(range(1, len(before) + 1))
+    stopped = STOPPED.search(screen.replace("\r\n", "\n"))
+    assert stopped
+    assert stopped.groups() == ("SIGINT", str(10 * len(before)), str(len(before)))
     names = [path.name for path in (cwd / "w" / "checkpoints").iterdir()]
-    checkpoints = [int(name) for name in names if name.isdecimal()]  # one may be half written
-    newest = max(epoch for epoch in checkpoints if epoch <= len(before))
-    assert newest >= len(before) - 2
+    assert names == [str(10 * len(before))]
+
     with (cwd / "stdout").open("w") as stdout, (cwd / "stderr").open("w") as stderr:
         process = subprocess.Popen(command(*args), cwd=cwd, stdout=stdout, stderr=stderr)
         try:
-            wait_for(process, lambda: epochs_done(cwd / "w") > len(before) + 1)
+            wait_for(process, lambda: len(rows_of(cwd / "w")) > len(before) + 1)
         except BaseException:
             process.kill()
             raise
-        assert interrupt(process) == 130
-    said = (cwd / "stdout").read_text()
-    assert f"resumed after epoch {newest} of 5000\n" in said
-    complaint = (cwd / "stderr").read_text()
-    assert complaint.startswith("error: interrupted")
-    assert complaint.count("\n") == 1
-    after = read_rows(cwd / "w")
+        assert end(process, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert f"resumed after epoch {len(before)} of 5000\n" in (cwd / "stdout").read_text()
+    after = rows_of(cwd / "w")
+    stopped = STOPPED.fullmatch((cwd / "stderr").read_text())
+    assert stopped
+    assert stopped.groups() == ("SIGTERM", str(10 * len(after)), str(len(after)))
     assert [row["epoch"] for row in after] == list(range(1, len(after) + 1))
-    assert after[:newest] == before[:newest]
-    # The epochs that were done again have the same numbers as the first time, bit for bit.
-    for again, first in zip(after[newest:], before[newest:], strict=False):
-        for name in METRICS[:-2]:
-            assert again[name] == first[name]
+    assert after[: len(before)] == before
 
 
 def test_help_into_a_closed_pipe_is_silent():
@@ -444,3 +434,56 @@ def test_help_into_a_closed_pipe_is_silent():
     process.stdout.close()
     process.stdout = None
     assert process.communicate(timeout=TIMEOUT)[1] == b""
+
+
+def parse(*args: str) -> None:
+    """Checks the command line, in this process."""
+    try:
+        main._parse(["main", *RECIPE, *args])
+    finally:
+        main._FLAGS.unparse_flags()
+
+
+RECIPE_LOADER = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+THIRD = ("--num_processes=4", "--process_id=2")
+
+
+@RECIPE_LOADER
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (THIRD, r"--num_processes and --process_id are given: --coordinator .* needed"),
+        (("--process_id=0",), r"--coordinator HOST:PORT is needed"),
+        (("--coordinator=auto", *THIRD), r"--coordinator HOST:PORT is needed"),
+        (("--coordinator=host", *THIRD), r"--coordinator is 'host': .* HOST:PORT or auto"),
+        (("--coordinator=", *THIRD), r"--coordinator is ''"),
+        (("--coordinator=:80", *THIRD), r"--coordinator is ':80'"),
+        (("--coordinator=host:http", *THIRD), r"--coordinator is 'host:http'"),
+        (("--coordinator=host:1234567", *THIRD), r"--coordinator is 'host:1234567'"),
+        (("--coordinator=host:80",), r"--num_processes is None, --process_id None: both"),
+        (("--coordinator=host:80", "--num_processes=4"), r"is 4, --process_id None: both"),
+        (("--coordinator=host:80", "--process_id=0"), r"is None, --process_id 0: both"),
+        (("--coordinator=host:80", "--num_processes=2", "--process_id=2"), r"from 0 to N-1"),
+        (("--coordinator=host:80", "--num_processes=2", "--process_id=-1"), r"from 0 to N-1"),
+        (("--coordinator=host:80", "--num_processes=0", "--process_id=0"), r"from 0 to N-1"),
+        (("--coordinator=host:80", "--num_processes=two", "--process_id=0"), r"two"),
+    ],
+)
+def test_unfit_flags_of_several_processes(args: tuple[str, ...], words: str):
+    with pytest.raises(UserError, match=words) as caught:
+        parse(*args)
+    assert "\n" not in str(caught.value)
+
+
+@RECIPE_LOADER
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("--coordinator=auto",),
+        ("--coordinator=host:80", *THIRD),
+        ("--coordinator=[::1]:65535", "--num_processes=1", "--process_id=0"),
+    ],
+)
+def test_fit_flags_of_several_processes(args: tuple[str, ...]):
+    parse(*args)

@@ -101,6 +101,19 @@ def test_step_and_constant():
     assert set(constant.momentum_T1) == {0.7}
 
 
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "onecycle"])
+def test_more_epochs_change_only_schedules_that_span_them(name):
+    """Where the table of a shorter run is the beginning of a longer one's, the run may grow."""
+    short, long = (
+        optim.make_schedule(recipe(**{"schedule.name": name, "num_epochs": epochs}), 10)
+        for epochs in (6, 9)
+    )
+    steps = 6 * 10
+    same = np.array_equal(short.learning_rate_T1[:steps], long.learning_rate_T1[:steps])
+    same &= np.array_equal(short.momentum_T1[:steps], long.momentum_T1[:steps])
+    assert optim.spans_all_epochs(recipe(**{"schedule.name": name})) is not same
+
+
 def torch_sgd(gradients, schedule, weight_decay, nesterov):
     """``torch.optim.SGD`` as its documentation writes it, in float64."""
     parameter, buffer = 1.0, None

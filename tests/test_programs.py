@@ -109,6 +109,39 @@ def test_impossible_plans_are_refused(values: dict[str, object], words: tuple[st
     assert "\n" not in str(caught.value)
 
 
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), max_steps=st.none() | st.integers(1, 40))
+def test_what_remains_of_an_epoch(data: st.DataObject, max_steps: int | None):
+    """Wherever it stopped: what is left starts there, covers the rest and ends where it did."""
+    programs = object.__new__(Programs)
+    programs.segments = plan_epoch(
+        data.draw(st.integers(1, 3000)), config_with(batch_size=64), max_steps
+    )
+    done = data.draw(st.integers(0, programs.steps_per_epoch))
+    remaining = programs.segments_after(done)
+
+    def batches(segments: list[Segment]) -> list[tuple[int, int]]:
+        return [
+            (segment.start + step * segment.batch_size, segment.batch_size)
+            for segment in segments
+            for step in range(segment.steps)
+        ]
+
+    assert batches(remaining) == batches(programs.segments)[done:]
+    assert len(remaining) <= len(programs.segments)
+    assert all(segment.steps > 0 for segment in remaining)
+
+
+def test_what_remains_by_hand():
+    programs = object.__new__(Programs)
+    programs.segments = [Segment(0, 3, 100), Segment(300, 3, 100), Segment(600, 1, 40)]
+    assert programs.segments_after(0) == programs.segments
+    assert programs.segments_after(3) == programs.segments[1:]
+    assert programs.segments_after(4) == [Segment(400, 2, 100), Segment(600, 1, 40)]
+    assert programs.segments_after(6) == [Segment(600, 1, 40)]
+    assert programs.segments_after(7) == []
+
+
 TINY = config_with(model="compact_tiny", batch_size=16, num_seeds=2, seed=5, num_epochs=2)
 
 
@@ -225,8 +258,12 @@ def model3_programs(mnist: tuple[data.Dataset, data.Dataset]) -> Programs:
     return programs_of(config, mnist, (26 * 128, 128))
 
 
+def train_programs(programs: Programs) -> list[Any]:
+    return [programs._train(*shape) for shape in {segment[1:] for segment in programs.segments}]
+
+
 def all_programs(programs: Programs) -> list[Any]:
-    return [*programs._train.values(), programs._evaluate, programs._order, programs._init]
+    return [*train_programs(programs), programs._evaluate, programs._order, programs._init]
 
 
 @pytest.mark.parametrize("name", ["programs", "model3_programs"])
@@ -239,7 +276,7 @@ def test_no_program_holds_a_convolution_or_talks_to_the_host(
         assert "ENTRY" in hlo
         for operation in ("convolution(", "infeed(", "outfeed(", "send(", "recv(", "callback"):
             assert operation not in hlo, operation
-    for program in request.getfixturevalue(name)._train.values():
+    for program in train_programs(request.getfixturevalue(name)):
         assert "while(" in program.as_text() or "dot(" in program.as_text()
 
 
@@ -256,10 +293,14 @@ def test_no_network_asks_for_a_convolution(model: str):
     assert "custom_call" not in text
 
 
-def test_training_moves_nothing_between_host_and_device(programs: Programs):
+def test_training_moves_nothing_between_host_and_device(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+):
     """But the number where a segment starts, which is sent on purpose."""
     states = programs.init()
     order_SN = programs.epoch_order(states, 1)
+    numbers = {segment.start: programs._number(segment.start) for segment in programs.segments}
+    monkeypatch.setattr(programs, "_number", numbers.__getitem__)
     with jax.transfer_guard("disallow"):
         for segment in programs.segments:
             states, _ = programs.train(states, order_SN, segment)
@@ -285,8 +326,8 @@ def test_training_uses_up_the_states(programs: Programs):
 
 
 def test_a_chunk_of_model3_fits_into_400_megabytes(model3_programs: Programs):
-    assert list(model3_programs._train) == [(26, 128)]
-    (program,) = model3_programs._train.values()
+    assert [segment[1:] for segment in model3_programs.segments] == [(26, 128)]
+    (program,) = train_programs(model3_programs)
     memory = program.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     # 37 MB on CPU: 34.5 for the batches and activations, 2.7 for the 3,328 training images; with

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from jaxmnist import analyze, models, parallel, report
+from jaxmnist.checkpoint import PartialEpoch, Record
 from jaxmnist.config import default_config
 from jaxmnist.programs import Programs, Segment
 from jaxmnist.workdir import spread
@@ -183,20 +184,27 @@ class _Programs:
     steps_per_epoch = 10
 
 
-def show_progress(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch, epochs_done: int) -> str:
+def show_progress(
+    stderr: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+    partial: PartialEpoch | None = None,
+    seeds: int = 1,
+) -> str:
+    """After one epoch of four, and perhaps a part of the next, 500 images are trained on."""
     monkeypatch.setattr("sys.stderr", stderr)
     monkeypatch.setenv("COLUMNS", "150")
     config = default_config()
-    config.num_epochs = 4
-    with report.Progress(config, cast(Programs, _Programs()), epochs_done) as progress:
+    config.num_epochs, config.num_seeds = 4, seeds
+    done = Record(1, [], partial, {})
+    with report.Progress(config, cast(Programs, _Programs()), done) as progress:
         progress._bar.mininterval = 0
-        progress.update(epochs_done + 1, 5, 500, 0.51234, 87.654)
+        progress.update(2, 5, 500, 0.51234, 87.654)
         progress._bar.refresh()
     return stderr.getvalue()
 
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
-    frames = show_progress(Terminal(), monkeypatch, 1).split("\r")
+    frames = show_progress(Terminal(), monkeypatch).split("\r")
     frame = next(frame for frame in frames if "step" in frame)
     assert frame.startswith("epoch 2/4, step  5/10")
     assert " 38% |" in frame  # 1,500 of 4,000 images
@@ -204,11 +212,34 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
     assert frame.rstrip().endswith("loss 0.5123, accuracy 87.65 %")
 
 
+@pytest.mark.parametrize(("seeds", "percent"), [(1, 55), (3, 47)])
+def test_progress_goes_on_within_an_epoch(
+    monkeypatch: pytest.MonkeyPatch, seeds: int, percent: int
+):
+    """700 images of each seed were done: now 2,200 of 4,000, or 5,600 of 12,000."""
+    partial = PartialEpoch(7, 700, 1.0, [1.0] * seeds, [1.0] * seeds)
+    frames = show_progress(Terminal(), monkeypatch, partial, seeds).split("\r")
+    assert any(f" {percent}% |" in frame for frame in frames)
+
+
 def test_progress_is_silent_elsewhere(monkeypatch: pytest.MonkeyPatch):
-    assert show_progress(io.StringIO(), monkeypatch, 0) == ""
+    assert show_progress(io.StringIO(), monkeypatch) == ""
+
+
+def test_progress_is_silent_in_other_processes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jaxmnist.hosts.is_first", lambda: False)
+    assert show_progress(Terminal(), monkeypatch) == ""
 
 
 def test_say_prints_a_line_on_stdout(capsys: pytest.CaptureFixture[str]):
     report.say("a line")
     report.say()
     assert capsys.readouterr() == ("a line\n\n", "")
+
+
+def test_only_the_first_process_says_something(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jaxmnist.hosts.is_first", lambda: False)
+    report.say("a line")
+    assert capsys.readouterr() == ("", "")

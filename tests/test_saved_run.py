@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from jaxmnist import saved_run, train
-from jaxmnist.checkpoint import Checkpoints
-from jaxmnist.config import Config, default_config
+from jaxmnist.checkpoint import Checkpoints, PartialEpoch, Record
+from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.engine import TrainState, over_seeds
 from jaxmnist.errors import UserError
 from jaxmnist.workdir import Workdir
@@ -54,11 +54,18 @@ def make_run(workdir: Path, config: Config, accuracies: dict[int, float]) -> Tra
     engine = saved_run.engine_of(config)
     seeds_S = jnp.arange(config.seed, config.seed + config.num_seeds, dtype=jnp.uint32)
     states = jax.jit(over_seeds(engine.init))(seeds_S)
-    files = Workdir(workdir, config)
-    with contextlib.closing(Checkpoints(files.checkpoints, config.checkpoint.keep)) as checkpoints:
+    with (
+        contextlib.closing(Workdir(workdir, config)) as files,
+        contextlib.closing(Checkpoints(files.checkpoints, config.checkpoint.keep)) as checkpoints,
+    ):
         for epoch, accuracy in accuracies.items():
+            rows = [
+                {"seed": seed, "epoch": epoch, "eval_accuracy": accuracy}
+                for seed in range(config.seed, config.seed + config.num_seeds)
+            ]
+            record = Record(epoch, rows, None, flatten(config))
             step_S = jnp.full(config.num_seeds, 10 * epoch, jnp.int32)
-            checkpoints.save(epoch, states.replace(step=step_S), accuracy)
+            checkpoints.save(10 * epoch, states.replace(step=step_S), record)
     return states
 
 
@@ -113,9 +120,22 @@ def test_checkpoints_by_name(made: tuple[Path, TrainState], checkpoint: str, epo
     jax.tree.map(np.testing.assert_array_equal, run.state, expected)
 
 
+def test_checkpoint_within_an_epoch_is_only_the_last(made: tuple[Path, TrainState], tmp_path: Path):
+    workdir = shutil.copytree(made[0], tmp_path / "run")
+    partial = PartialEpoch(5, 320, 1.0, [1.0, 1.0], [300.0, 300.0])
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", 3)) as checkpoints:
+        states = made[1].replace(step=jnp.full(2, 45, jnp.int32))
+        rows = checkpoints.record(40).rows
+        checkpoints.save(45, states, Record(4, rows, partial, flatten(tiny_config())))
+    for name, step in (("last", 45), ("4", 40), ("best", 20), ("3", 30)):
+        assert int(saved_run.load(workdir, name).state.step) == step
+    with pytest.raises(UserError, match=r"--checkpoint is '5'.*\(2, 3, 4\)"):
+        saved_run.load(workdir, "5")
+
+
 @pytest.mark.parametrize(
     "checkpoint",
-    ["1", "5", "0", "-1", "2.0", "two", "", " 2", "²", "9" * 5000],
+    ["1", "5", "0", "-1", "2.0", "two", "", " 2", "²", "9" * 1000],
     ids=lambda c: c[:5],
 )
 def test_checkpoints_that_are_not_kept(made: tuple[Path, TrainState], checkpoint: str):
@@ -157,8 +177,7 @@ def edit(name: str, value: object) -> Callable[[Path], None]:
     return damage
 
 
-# What happens to the run, and what the complaint must say. Damage to the arrays themselves is in
-# test_evaluate: Orbax's threads complain about it later, which would fail other tests here.
+# What happens to the run, and what the complaint must say.
 DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (put("config.json", None), "holds no run"),
     "empty config": (put("config.json", ""), "config.json is not a run's configuration"),
@@ -172,10 +191,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "ill-typed": (edit("num_seeds", "2"), "config.num_seeds is '2'"),
     "no checkpoints": (put("checkpoints", None), "has no checkpoint"),
     "file for a folder": (put("checkpoints", "text"), "has no checkpoint"),
-    "another network": (edit("model", "model1"), "checkpoints/4 cannot be read"),
-    "no weights": (put("checkpoints/4/default", None), "checkpoints/4 cannot be read"),
-    "cut metadata": (put("checkpoints/4/default/_METADATA", "{"), "checkpoints/4 cannot be read"),
-    "cut metrics": (put("checkpoints/4/metrics/metrics", "{"), "cannot be read"),
+    "another network": (edit("model", "model1"), "checkpoints/40 cannot be read"),
 }
 
 
@@ -193,6 +209,41 @@ def test_damage_is_told_in_one_line(name: str, made: tuple[Path, TrainState], tm
     assert contents(workdir) == before
 
 
+def cut(checkpoint: Path) -> None:
+    """Leaves ten bytes of each file of weights."""
+    for path in checkpoint.glob("d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+
+
+def test_damaged_checkpoint_is_not_read(made: tuple[Path, TrainState], tmp_path: Path):
+    """The one before is the last; who names the damaged one is told."""
+    workdir = shutil.copytree(made[0], tmp_path / "run")
+    cut(workdir / "checkpoints" / "40")
+    before = contents(workdir)
+    assert saved_run.load(workdir).epoch == 3
+    with pytest.raises(UserError, match=r"'4': .* \(2, 3, checkpoint 40 is damaged \(d/\w+ has"):
+        saved_run.load(workdir, "4")
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best", "2"])
+def test_damage_to_all_checkpoints_is_told(
+    made: tuple[Path, TrainState], tmp_path: Path, checkpoint: str
+):
+    workdir = shutil.copytree(made[0], tmp_path / "run")
+    cut(workdir / "checkpoints" / "20")
+    (workdir / "checkpoints" / "30" / "record.json").unlink()
+    (workdir / "checkpoints" / "40" / "_METADATA").write_text("{")
+    before = contents(workdir)
+    with pytest.raises(UserError, match=f"--checkpoint is '{checkpoint}'") as raised:
+        saved_run.load(workdir, checkpoint)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "checkpoint 30 is damaged (record.json is missing)" in message
+    assert "checkpoint 40 is damaged (_METADATA has changed)" in message
+    assert contents(workdir) == before
+
+
 def test_folders_without_a_run(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
@@ -204,8 +255,11 @@ def test_folders_without_a_run(tmp_path: Path):
 
 def test_run_without_a_checkpoint_yet(tmp_path: Path):
     files = Workdir(tmp_path / "run", tiny_config())
+    files.close()
+    with pytest.raises(UserError, match="has no checkpoint"):
+        saved_run.load(tmp_path / "run")
     files.checkpoints.mkdir()
-    with pytest.raises(UserError, match="checkpoint"):
+    with pytest.raises(UserError, match=r"--checkpoint is 'last'.*\(none\)"):
         saved_run.load(tmp_path / "run")
 
 
@@ -213,7 +267,8 @@ def test_other_things_among_the_checkpoints(made: tuple[Path, TrainState], tmp_p
     """Half a checkpoint, as an interrupted save leaves it, and what people put there."""
     workdir = tmp_path / "run"
     shutil.copytree(made[0], workdir)
-    (workdir / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
+    (workdir / "checkpoints" / "50.orbax-checkpoint-tmp").mkdir()
+    (workdir / "checkpoints" / "10.removing").mkdir()
     (workdir / "checkpoints" / "notes").mkdir()
     (workdir / "checkpoints" / "notes.txt").write_text("text")
     before = contents(workdir)

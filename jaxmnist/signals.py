@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM as a request, so that a run ends where it can be taken up."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+_ASKING = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Within its ``with`` block the first Ctrl-C or SIGTERM is only noted, in ``cause``.
+
+    The second one does what it always does. Outside the main thread, which alone hears signals,
+    nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.cause: signal.Signals | None = None
+        self._before = {}
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._restore()
+        self.cause = signal.Signals(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            # None is a handler that Python did not install and cannot put back: that of JAX.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _ASKING}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._restore()

@@ -1,0 +1,33 @@
+"""What several tests ask about the workdir of a run that another process is busy with."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 120  # seconds, on a machine that is busy
+
+
+def rows_of(workdir: Path) -> list[dict[str, Any]]:
+    """The complete lines of metrics.jsonl."""
+    file = workdir / "metrics.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(True) if line.endswith("\n")]
+
+
+def without_timing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must be the same, bit for bit, after an interruption."""
+    timing = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in timing} for row in rows]
+
+
+def wait_for(process: subprocess.Popen, happened: Callable[[], bool], pause: float = 0.05) -> None:
+    """Waits until it has happened, looking every ``pause`` seconds; the process must not end."""
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, "the command ended too early"
+        assert time.monotonic() < end, "the command takes too long"
+        time.sleep(pause)

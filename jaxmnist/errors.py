@@ -2,7 +2,7 @@
 
 import signal
 
-_LONGEST = 2000
+_LONGEST = 10_000
 
 
 class OneLineError(Exception):

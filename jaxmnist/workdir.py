@@ -236,8 +236,6 @@ def _partial(name: str) -> str:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    if path.is_file() and path.read_bytes() == text.encode():
-        return
     partial = path.with_name(_partial(path.name))
     partial.write_text(text)
     os.replace(partial, path)

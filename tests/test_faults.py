@@ -101,7 +101,7 @@ class Run:
     def wait_within_epoch(self, workdir: Path, epoch: int) -> None:
         """Waits until the second of four segments after epoch ``epoch`` is under way."""
         self.wait_for(lambda: sealed(workdir) == epoch * STEPS)
-        time.sleep(0.3 * rows_of(workdir)[-1]["seconds"])
+        time.sleep(0.3 * min(row["seconds"] for row in rows_of(workdir)))
 
     def end(self, *signals: signal.Signals) -> tuple[int, str]:
         """The exit code and stderr, after ``signals``."""
@@ -125,27 +125,25 @@ def started(args: Sequence[str], **environment: str) -> contextlib.closing[Run]:
     return contextlib.closing(Run(args, environment))
 
 
-def sealed(workdir: Path) -> int:
-    """The step of the newest checkpoint that is complete, 0 where there is none."""
+def checkpoint_names(workdir: Path) -> list[str]:
     folder = workdir / "checkpoints"
-    names = os.listdir(folder) if folder.exists() else []
-    return max(
-        (int(n) for n in names if n.isdecimal() and (folder / n / "record.json").exists()),
-        default=0,
-    )
-
-
-def unsealed(workdir: Path) -> list[str]:
-    """The checkpoints that have been renamed and lack their record."""
-    folder = workdir / "checkpoints"
-    names = os.listdir(folder) if folder.exists() else []
-    return [n for n in names if n.isdecimal() and not (folder / n / "record.json").exists()]
+    return os.listdir(folder) if folder.exists() else []
 
 
 def half_saved(workdir: Path) -> list[str]:
-    folder = workdir / "checkpoints"
-    names = os.listdir(folder) if folder.exists() else []
-    return [name for name in names if ".orbax-checkpoint-tmp" in name]
+    return [name for name in checkpoint_names(workdir) if ".orbax-checkpoint-tmp" in name]
+
+
+def unsealed(workdir: Path) -> set[int]:
+    """The steps of checkpoints that have their name already and lack their record."""
+    steps = {int(name) for name in checkpoint_names(workdir) if name.isdecimal()}
+    return {s for s in steps if not (workdir / "checkpoints" / str(s) / "record.json").exists()}
+
+
+def sealed(workdir: Path) -> int:
+    """The step of the newest checkpoint that is complete, 0 where there is none."""
+    steps = {int(name) for name in checkpoint_names(workdir) if name.isdecimal()}
+    return max(steps - unsealed(workdir), default=0)
 
 
 def newest_epoch(workdir: Path) -> int:
@@ -387,7 +385,7 @@ def stopped_again_and_again(lab: Lab, folder: Path) -> None:
         run.wait_within_epoch(workdir, 2)
         code, complaint = run.end(signal.SIGINT)
     assert code == 128 + signal.SIGINT
-    assert re.match(r"error: interrupted by SIGINT after step 2\d\d \(epoch 3 of 6\)", complaint)
+    assert re.match(r"error: interrupted by SIGINT after step [23]\d\d \(epoch 3 of 6\)", complaint)
     assert_one_line(complaint, "everything is saved; the same command goes on from there")
 
     with started(args) as run:
@@ -397,8 +395,9 @@ def stopped_again_and_again(lab: Lab, folder: Path) -> None:
         while run.process.poll() is None and not half_saved(workdir):
             time.sleep(SOON)
         code, complaint = run.end(signal.SIGTERM)
-    assert (code, complaint) == (-signal.SIGTERM, "")  # the second cuts the save short
-    assert "resumed after epoch 4 of 6\n" in lab.finish(workdir)
+    assert code in (-signal.SIGTERM, 128 + signal.SIGTERM)  # as the second is early or late
+    assert complaint.count("\n") <= 1
+    assert re.search(r"resumed (after epoch 4|in epoch 5|after epoch 5) of 6", lab.finish(workdir))
 
 
 # Ctrl-C where it would be luck to hit from outside: the first read of an array.
@@ -637,7 +636,10 @@ def read_only_disk(lab: Lab, folder: Path) -> None:
         workdir = lab.copy_of_stopped(disk.path)
         disk.remount("ro")
         before = files_below(disk.path)
-        refused(lab, workdir, "Read-only file system")
+        with started(SHORT.command(lab.images, workdir)) as run:
+            code, complaint = run.end()
+        assert code in (1, 2)  # at the latest where something is to be written
+        assert_one_line(complaint, str(workdir), "Read-only file system")
         refused(lab, disk.path / "new" / "run", "Read-only file system")
         assert files_below(disk.path) == before
 
@@ -653,14 +655,16 @@ def without_root(args: Sequence[str]) -> list[str]:
 
 def read_only_folder(lab: Lab, folder: Path) -> None:
     workdir = lab.copy_of_stopped(folder)
-    before = files_below(workdir)
-    workdir.chmod(0o555)
+    before = files_below(workdir / "checkpoints")
+    for place in (workdir, workdir / "checkpoints"):
+        place.chmod(0o555)
     with started(without_root(SHORT.command(lab.images, workdir))) as run:
         code, complaint = run.end()
-    workdir.chmod(0o755)
-    assert code == 2
-    assert_one_line(complaint, f"--workdir {workdir}: Permission denied", "choose a folder")
-    assert files_below(workdir) == before
+    for place in (workdir, workdir / "checkpoints"):
+        place.chmod(0o755)
+    assert code in (1, 2)
+    assert_one_line(complaint, str(workdir), "Permission denied")
+    assert files_below(workdir / "checkpoints") == before
 
 
 def no_folder_possible(lab: Lab, folder: Path) -> None:

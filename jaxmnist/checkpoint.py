@@ -142,6 +142,8 @@ class Checkpoints:
         try:
             return self._orbax.restore(path, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax fails with whatever lies below
+            if _comes_from_ctrl_c(error):
+                raise KeyboardInterrupt from error
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}): move it away to go on from the "
                 "one before, or --restart to begin anew"
@@ -149,6 +151,13 @@ class Checkpoints:
 
     def close(self) -> None:
         self._orbax.close()
+
+
+def _comes_from_ctrl_c(error: BaseException | None) -> bool:
+    """Orbax makes ordinary exceptions of it."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class _DamagedError(OneLineError):

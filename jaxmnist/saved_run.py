@@ -56,9 +56,9 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoint: train it first")
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        step = _find(checkpoints, checkpoint, workdir)
         for line in checkpoints.damaged:
             print(f"note: {line}", file=sys.stderr)
-        step = _find(checkpoints, checkpoint, workdir)
         epoch = checkpoints.record(step).epoch
         states = checkpoints.restore(step, abstract_states)
     return SavedRun(config, engine, epoch, jax.tree.map(lambda leaf: leaf[index], states))

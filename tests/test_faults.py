@@ -830,7 +830,6 @@ def test_unreadable_checkpoints_are_one_line(fault: str, outcome: Outcome):
     assert_one_line(complaint, "checkpoints: Permission denied")
 
 
-@pytest.mark.xfail(strict=True, reason="Orbax raises an Exception from the KeyboardInterrupt")
 @pytest.mark.parametrize("fault", ["Ctrl-C while restoring"])
 def test_ctrl_c_while_restoring_damns_no_checkpoint(fault: str, outcome: Outcome):
     code, complaint = outcome(fault)

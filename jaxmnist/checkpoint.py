@@ -67,12 +67,14 @@ class Checkpoints:
           UserError: where ``folder`` is no folder, or cannot be used.
         """
         self._folder, self._keep = folder.absolute(), keep
-        self.damaged: list[str] = []
+        self.damaged: list[str]
         """A line about each checkpoint that cannot be used."""
-        if not read_only:
-            self.damaged = hosts.on_first(lambda: _tidy(self._folder)) or []
-        self._records, damaged = _read_records(self._folder)
-        self.damaged += [f"checkpoint {step} is damaged ({why})" for step, why in damaged.items()]
+        tidied = None if read_only else hosts.on_first(lambda: _tidy(self._folder))
+        if tidied:
+            self._records, self.damaged = tidied
+        else:
+            self._records, damaged = _read_records(self._folder)
+            self.damaged = [f"checkpoint {n} is damaged ({why})" for n, why in damaged.items()]
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
     def steps(self) -> list[int]:
@@ -188,14 +190,14 @@ def _read_records(folder: Path) -> tuple[dict[int, Record], dict[int, str]]:
     return records, damaged
 
 
-def _tidy(folder: Path) -> list[str]:
+def _tidy(folder: Path) -> tuple[dict[int, Record], list[str]]:
     """Removes what saves and removals left that were cut short, moves damaged checkpoints aside.
 
     Returns:
-      A line about each of these.
+      The records of intact checkpoints by step, and a line about each damaged one.
     """
     messages = []
-    _, damaged = _read_records(folder)
+    records, damaged = _read_records(folder)
     try:
         for path in _inside(folder):
             if path.name.endswith(_UNWANTED) or ".orbax-checkpoint-tmp" in path.name:
@@ -206,7 +208,7 @@ def _tidy(folder: Path) -> list[str]:
                 messages.append(f"checkpoint {path} is damaged ({why}): moved to {aside.name}")
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}: make it writable") from error
-    return messages
+    return records, messages
 
 
 def _digests(folder: Path) -> dict[str, str]:

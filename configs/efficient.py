@@ -3,7 +3,7 @@ not in effect there.
 
     python -m jaxmnist.main --config configs/efficient.py
 
-About 4 minutes on two CPU cores. Accuracy: published 99.29 % (best epoch);
+Less than 4 minutes on two CPU cores. Accuracy: published 99.29 % (best epoch);
 measured 99.20 % (final epoch, n = 1, seed 0), 99.27 % (best epoch),
 by an earlier version that summed in another order.
 """

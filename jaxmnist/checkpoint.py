@@ -104,7 +104,8 @@ class Checkpoints:
             return
         path = self._folder / str(step)
         try:
-            self._orbax.save(path, args=ocp.args.StandardSave(states))
+            # From host memory: of arrays on devices, Orbax cuts out each device's part, one by one.
+            self._orbax.save(path, args=ocp.args.StandardSave(hosts.fetch(states)))
             if hosts.is_first():
                 _write_record(path, record)
             self._records[step] = record
@@ -230,7 +231,12 @@ def _write_record(folder: Path, record: Record) -> None:
 
 
 def _read_record(folder: Path) -> Record:
-    """The record of a checkpoint, every file of which has been checked."""
+    """The record of a checkpoint, every file of which has been checked.
+
+    Raises:
+      _DamagedError: where something in it is not what was written.
+      UserError: where this user may not read it.
+    """
     try:
         digest, _, body = (folder / _RECORD).read_text().partition("\n")
         body = body.removesuffix("\n")
@@ -250,5 +256,7 @@ def _read_record(folder: Path) -> Record:
         return record
     except FileNotFoundError as error:
         raise _DamagedError(f"{_RECORD} is missing") from error
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}: make it readable") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ import platformdirs
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxmnist import config, hosts
+from jaxmnist import config, hosts, signals
 from jaxmnist.errors import DivergenceError, Stopped, StorageError, UserError
 
 _LONGEST_ARGUMENT = 3000  # Python cannot print integers of more than 4300 digits
@@ -40,6 +40,7 @@ def run(
       on_interrupt: what to say after Ctrl-C.
     """
     sys.unraisablehook = _insist_on_ctrl_c
+    signals.raise_on_ctrl_c()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × and ─ shows ?

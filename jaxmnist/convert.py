@@ -1,5 +1,10 @@
 """The command that carries weights from PyTorch to a run and back."""
 
+if __name__ == "__main__":
+    from jaxmnist import signals
+
+    signals.die_of_ctrl_c()  # the imports below take seconds
+
 import contextlib
 import os
 import re

@@ -1,5 +1,10 @@
 """The command that scores a trained network on a whole data set."""
 
+if __name__ == "__main__":
+    from jaxmnist import signals
+
+    signals.die_of_ctrl_c()  # the imports below take seconds
+
 import json
 import os
 from pathlib import Path

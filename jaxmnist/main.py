@@ -1,5 +1,10 @@
 """The command line: flags -> config -> train.run(config, workdir)."""
 
+if __name__ == "__main__":
+    from jaxmnist import signals
+
+    signals.die_of_ctrl_c()  # the imports below take seconds
+
 import os
 import re
 from pathlib import Path

@@ -1,10 +1,26 @@
-"""Ctrl-C and SIGTERM as a request, so that a run ends where it can be taken up."""
+"""Ctrl-C and SIGTERM: at once while the libraries load, then as a request, heard in between."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 
 _ASKING = (signal.SIGINT, signal.SIGTERM)
+
+
+def die_of_ctrl_c() -> None:
+    """Lets Ctrl-C end the process at once and without a word, until ``raise_on_ctrl_c``.
+
+    For the imports, which take seconds: a KeyboardInterrupt in them ends in a traceback, or is
+    dropped where a garbage collection runs. Where Ctrl-C is ignored (nohup), it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def raise_on_ctrl_c() -> None:
+    """Makes Ctrl-C a KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopRequest:

@@ -431,6 +431,18 @@ def ctrl_c_while_restoring(lab: Lab, folder: Path) -> tuple[int, str]:
     return code, complaint
 
 
+def ctrl_c_while_libraries_load(lab: Lab, folder: Path) -> None:
+    for delay in (0, 0.2, 0.5, 1, 1.5):
+        with started(SHORT.command(lab.images, folder / "run")) as run:
+            maps = Path(f"/proc/{run.process.pid}/maps")
+            run.wait_for(lambda maps=maps: "jaxlib" in maps.read_text())
+            time.sleep(delay)
+            code, complaint = run.end(signal.SIGINT)
+        assert code in (-signal.SIGINT, 128 + signal.SIGINT)
+        assert complaint.count("\n") <= 1
+        assert "Traceback" not in complaint
+
+
 # Damaged files
 
 
@@ -715,15 +727,16 @@ def full_disk_for_stdout(lab: Lab, folder: Path) -> str:
     return complaint
 
 
-def unreadable_checkpoints(lab: Lab, folder: Path) -> tuple[int, str]:
-    """Returns the exit code and stderr."""
+def unreadable(place: str, lab: Lab, folder: Path) -> tuple[int, str]:
+    """A folder or file below the workdir; returns the exit code and stderr."""
     workdir = lab.copy_of_stopped(folder)
     before = files_below(workdir)
-    (workdir / "checkpoints").chmod(0)
+    path = workdir / place.format(newest=sealed(workdir))
+    mode = path.stat().st_mode
+    path.chmod(0)
     with started(without_root(SHORT.command(lab.images, workdir))) as run:
         code, complaint = run.end()
-    (workdir / "checkpoints").chmod(0o755)
-    assert code != 0
+    path.chmod(mode)
     assert files_below(workdir) == before
     return code, complaint
 
@@ -776,7 +789,9 @@ FAULTS: dict[str, Fault] = {  # the longest first, so that none runs alone at th
     "no folder possible": no_folder_possible,
     "read-only folder": read_only_folder,
     "Ctrl-C while restoring": ctrl_c_while_restoring,
-    "unreadable checkpoints": unreadable_checkpoints,
+    "Ctrl-C while libraries load": ctrl_c_while_libraries_load,
+    "unreadable checkpoints": functools.partial(unreadable, "checkpoints"),
+    "unreadable file": functools.partial(unreadable, "checkpoints/{newest}/_METADATA"),
 }
 
 
@@ -823,11 +838,12 @@ def test_full_disk_for_stdout_is_one_line(fault: str, outcome: Outcome):
     assert_one_line(outcome(fault))
 
 
-@pytest.mark.parametrize("fault", ["unreadable checkpoints"])
+@pytest.mark.parametrize("fault", ["unreadable checkpoints", "unreadable file"])
 def test_unreadable_checkpoints_are_one_line(fault: str, outcome: Outcome):
     code, complaint = outcome(fault)
     assert code == 2
-    assert_one_line(complaint, "checkpoints: Permission denied")
+    name = "checkpoints" if fault == "unreadable checkpoints" else "_METADATA"
+    assert_one_line(complaint, f"{name}: Permission denied")
 
 
 @pytest.mark.parametrize("fault", ["Ctrl-C while restoring"])

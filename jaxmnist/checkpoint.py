@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxmnist import hosts
+from jaxmnist import hosts, signals
 from jaxmnist.engine import TrainState
 from jaxmnist.errors import OneLineError, StorageError, UserError
 from jaxmnist.workdir import Row, free_name
@@ -143,10 +143,10 @@ class Checkpoints:
         )
         path = self._folder / str(step)
         try:
-            return self._orbax.restore(path, args=ocp.args.StandardRestore(target))
+            # Of a KeyboardInterrupt Orbax makes other exceptions, or waits for ever.
+            with signals.held_back():
+                return self._orbax.restore(path, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax fails with whatever lies below
-            if _comes_from_ctrl_c(error):
-                raise KeyboardInterrupt from error
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}): move it away to go on from the "
                 "one before, or --restart to begin anew"
@@ -154,13 +154,6 @@ class Checkpoints:
 
     def close(self) -> None:
         self._orbax.close()
-
-
-def _comes_from_ctrl_c(error: BaseException | None) -> bool:
-    """Orbax makes ordinary exceptions of it."""
-    while error and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 class _DamagedError(OneLineError):

@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM: at once while the libraries load, then as a request, heard in between."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 _ASKING = (signal.SIGINT, signal.SIGTERM)
@@ -53,3 +55,12 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._restore()
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Holds the first Ctrl-C or SIGTERM back until the end of its ``with`` block."""
+    with StopRequest() as stop:
+        yield
+    if stop.cause:
+        signal.raise_signal(stop.cause)

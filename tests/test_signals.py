@@ -9,7 +9,7 @@ from types import FrameType
 
 import pytest
 
-from jaxmnist.signals import StopRequest
+from jaxmnist.signals import StopRequest, die_of_ctrl_c, held_back, raise_on_ctrl_c
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
@@ -113,3 +113,45 @@ def test_nothing_changes_in_a_thread(heard: list[int]):
     thread.join(10)
     assert errors == []
     assert heard == [signal.SIGTERM]
+
+
+@BOTH
+def test_held_back_signals_come_at_the_end(number: signal.Signals, heard: list[int]):
+    with held_back():
+        signal.raise_signal(number)
+        assert heard == []
+    assert heard == [number]
+
+
+def test_held_back_ctrl_c_interrupts_at_the_end():
+    done = []
+
+    def work() -> None:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append("all of it")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["all of it"]
+
+
+def test_ctrl_c_dies_and_raises_again():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    die_of_ctrl_c()
+    try:
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        raise_on_ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        die_of_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        raise_on_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

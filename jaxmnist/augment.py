@@ -13,6 +13,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxmnist.ops import materialize
+
 SIDE = 28  # the images are SIDE×SIDE
 
 
@@ -60,7 +62,8 @@ def source_pixels(degrees_N: jax.Array, shift_2N: jax.Array) -> jax.Array:
     inside_HWN = _in_frame(y_HN)[:, None, :] & _in_frame(x_WN)[None, :, :]
 
     radians_N = degrees_N * (math.pi / 180)
-    cos, sin = jnp.cos(radians_N)[None, None, :], jnp.sin(radians_N)[None, None, :]
+    cos_sin_2N = materialize(jnp.stack([jnp.cos(radians_N), jnp.sin(radians_N)]))
+    cos, sin = cos_sin_2N[0][None, None, :], cos_sin_2N[1][None, None, :]
     dy, dx = (y_HN - centre)[:, None, :], (x_WN - centre)[None, :, :]
     source_y_HWN = jnp.round(sin * dx + cos * dy + centre)
     source_x_HWN = jnp.round(cos * dx - sin * dy + centre)

@@ -57,10 +57,18 @@ def materialize(x: jax.Array) -> jax.Array:
     convolution. It drops optimization barriers before it does so, but never looks into a
     conditional.
     """
+    return _computed_once(x, x)
+
+
+def _computed_once(x: jax.Array, witness: jax.Array) -> jax.Array:
+    """x behind a condition that the compiler cannot decide: that ``witness`` starts with a number.
+
+    Where it starts with infinity or NaN the run has diverged, and x becomes NaN (integers 0).
+    """
     if jax.default_backend() != "cpu":
         return x
-    alive = x.ravel()[0] < jnp.inf  # what the compiler cannot know; NaN means divergence anyway
-    return lax.cond(alive, lambda: x, lambda: jnp.full_like(x, jnp.nan))
+    nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
+    return lax.cond(witness.ravel()[0] < jnp.inf, lambda: x, lambda: jnp.full_like(x, nothing))
 
 
 materialize.defvjp(lambda x: (materialize(x), None), lambda _, gradient: (materialize(gradient),))
@@ -177,24 +185,28 @@ def max_pool(x_CHWN: jax.Array) -> jax.Array:
     return _max_pool_forward(x_CHWN)[0]
 
 
-def _max_pool_forward(x_CHWN: jax.Array):
+def _corners(x_CHWN: jax.Array) -> list[jax.Array]:
+    """The four pixels of each patch in row-major order, each (C, H//2, W//2, N)."""
     _, h, w, _ = x_CHWN.shape
-    bottom, right = h // 2 * 2, w // 2 * 2
-    a, b = x_CHWN[:, 0:bottom:2, 0:right:2], x_CHWN[:, 0:bottom:2, 1:right:2]
-    c, d = x_CHWN[:, 1:bottom:2, 0:right:2], x_CHWN[:, 1:bottom:2, 1:right:2]
-    upper, lower = jnp.maximum(a, b), jnp.maximum(c, d)
-    winner = jnp.where(upper >= lower, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    nothing_HWN = x_CHWN[:0]  # remembers the shape
-    return jnp.maximum(upper, lower), (winner.astype(jnp.uint8), nothing_HWN)
+    return [x_CHWN[:, r : h // 2 * 2 : 2, j : w // 2 * 2 : 2] for r in (0, 1) for j in (0, 1)]
 
 
-def _max_pool_backward(residuals, dy_CHWN: jax.Array):
-    winner, nothing_HWN = residuals
+def _max_pool_forward(x_CHWN: jax.Array):
+    y_CHWN = materialize(functools.reduce(jnp.maximum, _corners(x_CHWN)))
+    return y_CHWN, (x_CHWN, y_CHWN)
+
+
+def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], dy_CHWN: jax.Array):
+    x_CHWN, y_CHWN = residuals
     c, h, w, n = dy_CHWN.shape
-    a, b, c_, d = (jnp.where(winner == place, dy_CHWN, 0) for place in range(4))
-    upper, lower = (jnp.stack(pair, axis=3).reshape(c, h, 2 * w, n) for pair in ((a, b), (c_, d)))
-    dx_CHWN = jnp.stack([upper, lower], axis=2).reshape(c, 2 * h, 2 * w, n)
-    _, full_h, full_w, _ = nothing_HWN.shape
+    first, second, third, _ = (corner == y_CHWN for corner in _corners(x_CHWN))
+    winner = jnp.where(first, 0, jnp.where(second, 1, jnp.where(third, 2, 3)))
+    winner = _computed_once(winner.astype(jnp.uint8), y_CHWN)
+    # Spread by broadcasting: stacked, the four corners would be branches again.
+    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    won = winner[:, :, None, :, None] == place
+    dx_CHWN = jnp.where(won, dy_CHWN[:, :, None, :, None], 0).reshape(c, 2 * h, 2 * w, n)
+    _, full_h, full_w, _ = x_CHWN.shape
     return (jnp.pad(dx_CHWN, ((0, 0), (0, full_h - 2 * h), (0, full_w - 2 * w), (0, 0))),)
 
 

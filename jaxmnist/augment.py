@@ -3,9 +3,8 @@
 Both are geometry only: the output pixel (y, x) is a copy of one input pixel or black, so a whole
 batch of augmented images is one gather from the training set, straight into the batch-minor layout.
 
-On CPU each of the three steps (parameters, source pixels, gather) must be a loop of its own: fused,
-XLA would compute the sine anew for every pixel and gather without vector instructions, at twenty
-times the cost. ``engine.py`` runs them so.
+What is dear is materialized: fused, XLA on CPU would compute the sine anew for every pixel and
+gather without vector instructions, at twenty times the cost.
 """
 
 import math
@@ -52,23 +51,24 @@ def source_pixels(degrees_N: jax.Array, shift_2N: jax.Array) -> jax.Array:
       pixel_HWN: int32, the row-major index of the source pixel; -1 for those that come from outside
       the image and are black.
     """
-    centre = (SIDE - 1) / 2
-    grid = jnp.arange(SIDE, dtype=jnp.float32)
-    # The shift moves the rotated image as it was cropped to the frame: hence two range checks.
+    radians_N = degrees_N * (math.pi / 180)
     # All in float32, to the last: converting each coordinate to int32 by itself, with XLA's care
     # for what does not fit, takes ten times longer than the whole rest.
-    y_HN = grid[:, None] - shift_2N[0][None, :].astype(jnp.float32)
-    x_WN = grid[:, None] - shift_2N[1][None, :].astype(jnp.float32)
-    inside_HWN = _in_frame(y_HN)[:, None, :] & _in_frame(x_WN)[None, :, :]
+    down_N, right_N = shift_2N.astype(jnp.float32)
+    of_image_4N = jnp.stack([jnp.cos(radians_N), jnp.sin(radians_N), down_N, right_N])
+    cos, sin, down, right = materialize(of_image_4N)[:, None, None, :]
 
-    radians_N = degrees_N * (math.pi / 180)
-    cos_sin_2N = materialize(jnp.stack([jnp.cos(radians_N), jnp.sin(radians_N)]))
-    cos, sin = cos_sin_2N[0][None, None, :], cos_sin_2N[1][None, None, :]
-    dy, dx = (y_HN - centre)[:, None, :], (x_WN - centre)[None, :, :]
+    centre = (SIDE - 1) / 2
+    grid = jnp.arange(SIDE, dtype=jnp.float32)
+    y, x = grid[:, None, None] - down, grid[None, :, None] - right
+    # The shift moves the rotated image as it was cropped to the frame: hence two range checks.
+    inside_HWN = _in_frame(y) & _in_frame(x)
+    dy, dx = y - centre, x - centre
     source_y_HWN = jnp.round(sin * dx + cos * dy + centre)
     source_x_HWN = jnp.round(cos * dx - sin * dy + centre)
     inside_HWN &= _in_frame(source_y_HWN) & _in_frame(source_x_HWN)
-    return jnp.where(inside_HWN, source_y_HWN * SIDE + source_x_HWN, -1).astype(jnp.int32)
+    pixel_HWN = jnp.where(inside_HWN, source_y_HWN * SIDE + source_x_HWN, -1)
+    return materialize(pixel_HWN.astype(jnp.int32))
 
 
 def _in_frame(coordinate: jax.Array) -> jax.Array:

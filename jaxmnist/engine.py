@@ -170,20 +170,18 @@ class Engine:
         def own(a: jax.Array) -> jax.Array:
             return lax.dynamic_slice_in_dim(a, first, batch, axis=-1)
 
-        def parameters(step: jax.Array, index_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-            key = _key(state.seed, Stream.AUGMENT, step)
-            return augment.random_parameters(key, len(index_B), self.rotate_degrees, self.translate)
+        def one(step: jax.Array, index_B: jax.Array) -> jax.Array:
+            pixel_HWB = None
+            if self.rotate_degrees or self.translate:
+                key = _key(state.seed, Stream.AUGMENT, step)
+                degrees_B, shift_2B = augment.random_parameters(
+                    key, len(index_B), self.rotate_degrees, self.translate
+                )
+                pixel_HWB = augment.source_pixels(own(degrees_B), own(shift_2B))
+            return augment.gather(train_set.images_NHW, own(index_B), pixel_HWB)
 
-        def gather(index_B: jax.Array, pixel_HWB: jax.Array | None = None) -> jax.Array:
-            return augment.gather(train_set.images_NHW, index_B, pixel_HWB)
-
-        labels_SB = train_set.labels_N[own(index_SB)]
-        if self.rotate_degrees == 0 and self.translate == 0:
-            return _each(gather)(own(index_SB)), labels_SB
         step_S = state.step + lax.iota(jnp.int32, steps)
-        degrees_SB, shift_S2B = _each(parameters)(step_S, index_SB)
-        pixel_SHWB = _each(augment.source_pixels)(own(degrees_SB), own(shift_S2B))
-        return _each(gather)(own(index_SB), pixel_SHWB), labels_SB
+        return _each(one)(step_S, index_SB), train_set.labels_N[own(index_SB)]
 
     def train_steps(
         self,

@@ -57,18 +57,12 @@ def materialize(x: jax.Array) -> jax.Array:
     convolution. It drops optimization barriers before it does so, but never looks into a
     conditional.
     """
-    return _computed_once(x, x)
-
-
-def _computed_once(x: jax.Array, witness: jax.Array) -> jax.Array:
-    """x behind a condition that the compiler cannot decide: that ``witness`` starts with a number.
-
-    Where it starts with infinity or NaN the run has diverged, and x becomes NaN (integers 0).
-    """
     if jax.default_backend() != "cpu":
         return x
+    # What the compiler cannot know. NaN means divergence anyway; integers are always finite.
+    finite = x.ravel()[0] < jnp.inf
     nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
-    return lax.cond(witness.ravel()[0] < jnp.inf, lambda: x, lambda: jnp.full_like(x, nothing))
+    return lax.cond(finite, lambda: x, lambda: jnp.full_like(x, nothing))
 
 
 materialize.defvjp(lambda x: (materialize(x), None), lambda _, gradient: (materialize(gradient),))
@@ -201,7 +195,7 @@ def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], dy_CHWN: jax.Arra
     c, h, w, n = dy_CHWN.shape
     first, second, third, _ = (corner == y_CHWN for corner in _corners(x_CHWN))
     winner = jnp.where(first, 0, jnp.where(second, 1, jnp.where(third, 2, 3)))
-    winner = _computed_once(winner.astype(jnp.uint8), y_CHWN)
+    winner = materialize(winner.astype(jnp.uint8))
     # Spread by broadcasting: stacked, the four corners would be branches again.
     place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
     won = winner[:, :, None, :, None] == place

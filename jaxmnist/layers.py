@@ -79,7 +79,8 @@ class Conv(Layer):
         if self.use_bias:
             bias = self.param("bias", init, (self.features,))
             y_CHWN += _per_channel(bias.astype(x_CHWN.dtype))
-        return y_CHWN
+        # A batch norm reads it three times; the two halves of the way back read its gradient.
+        return materialize(y_CHWN)
 
 
 class Flatten(Layer):

@@ -110,14 +110,12 @@ def _conv2d_forward(x_CHWN: jax.Array, kernel_HWIO: jax.Array, padding: int):
     maps_ROHWN = maps.reshape(kh, o, height, width, n)
     out_height = height - kh + 1
     y_CHWN = _sum(maps_ROHWN[r, :, r : r + out_height] for r in range(kh))
-    # The batch norm after it reads the sum three times.
-    return materialize(y_CHWN.astype(x_CHWN.dtype)), (x_CHWN, kernel_HWIO)
+    return y_CHWN.astype(x_CHWN.dtype), (x_CHWN, kernel_HWIO)
 
 
 def _conv2d_backward(padding: int, residuals: tuple[jax.Array, jax.Array], dy_OHWN: jax.Array):
     x_CHWN, kernel_HWIO = residuals
     kh, kw, i, o = kernel_HWIO.shape
-    dy_OHWN = materialize(dy_OHWN)
     if i == 1:
         patches_KHWN, unpatch = jax.vjp(lambda x: _patches(x, (kh, kw), padding), x_CHWN)
         dy = dy_OHWN.reshape(o, -1)

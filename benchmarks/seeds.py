@@ -37,6 +37,12 @@ def _cells(found: list[float]) -> str:
     return f"{median / 1000:,.1f} | {min(found) / 1000:,.1f} to {max(found) / 1000:,.1f}"
 
 
+def _peak_memory() -> str:
+    """The most that was ever taken on the first device, in MB; a CPU does not count it."""
+    counted = jax.devices()[0].memory_stats()
+    return f"{counted['peak_bytes_in_use'] / 1e6:,.0f}" if counted else "–"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Images/s against the number of seeds.")
     parser.add_argument("--recipe", default="model3", choices=list(published.load_all()))
@@ -52,8 +58,8 @@ def main() -> None:
     print(f"{arguments.recipe}, {arguments.precision}, {today}, {peers.hardware()}")
     print(f"jax {jax.__version__}, torch {torch.__version__}; {arguments.repeats} repeats")
     print("thousand images/s of all seeds together\n")
-    print("| seeds | devices, seed × data | median | spread | times PyTorch |")
-    print("| --: | --- | --: | --- | --: |")
+    print("| seeds | devices, seed × data | median | spread | times PyTorch | device memory, MB |")
+    print("| --: | --- | --: | --- | --: | --: |")
     steps = 32
     torch_rates = {
         name: rates(
@@ -64,7 +70,7 @@ def main() -> None:
         for name, prepare in peers.TORCH.items()
     }
     best = max(torch_rates, key=lambda name: statistics.median(torch_rates[name]))
-    print(f"| 1 | PyTorch, {best} | {_cells(torch_rates[best])} | 1.0 |", flush=True)
+    print(f"| 1 | PyTorch, {best} | {_cells(torch_rates[best])} | 1.0 | |", flush=True)
     for num_seeds in arguments.seeds:
         config = peers.load_config(arguments.recipe)
         config.num_seeds, config.precision = num_seeds, arguments.precision
@@ -75,7 +81,8 @@ def main() -> None:
         found = rates(peers.jaxmnist(config, train, steps), images, arguments.repeats)
         ratio = statistics.median(found) / statistics.median(torch_rates[best])
         devices = f"{mesh[parallel.SEED]} × {mesh[parallel.DATA]}"
-        print(f"| {num_seeds} | {devices} | {_cells(found)} | {ratio:.1f} |", flush=True)
+        row = f"| {num_seeds} | {devices} | {_cells(found)} | {ratio:.1f} | {_peak_memory()} |"
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

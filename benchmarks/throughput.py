@@ -7,9 +7,10 @@ torch.compile, and on a GPU with CUDA graphs; flax.linen with its own Conv. Each
 them once, 32 steps each, so that what else the machine does hits all alike. The first repeat holds
 the compilation and is shown apart. The ratio is jaxmnist's median over the best PyTorch median.
 
-Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, 5 repeats: ratio 2.2
-for model3, 2.0 for compact_tiny, 1.3 to 1.5 for six others, 1.0 for model2; 2.6 to 5.8 times stock
-Flax. The whole table, and a second run on a slower hour of the machine, is in the README.
+Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, three runs of 5
+repeats: ratio 2.3 for model3, 2.4 to 2.6 for compact_tiny, 1.9 to 2.3 for lightweight, 1.5 to 1.7
+for four others, 1.3 to 1.4 for net8k, 1.1 to 1.2 for model2; 3 to 7.5 times stock Flax. The table
+is in the README.
 """
 
 import argparse

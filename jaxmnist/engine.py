@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from jaxmnist import augment, models, optim, prng
 from jaxmnist.config import Config
 
-EVAL_BATCH = 1000
+EVAL_BATCH = 500
 
 
 class Stream(enum.IntEnum):

@@ -207,3 +207,12 @@ def test_materialize_does_not_hide_nan():
     assert jnp.isnan(ops.materialize(x)[jnp.asarray([0, 2])]).all()
     x = jnp.asarray([1.0, jnp.nan, jnp.inf, -2.0])
     np.testing.assert_array_equal(ops.materialize(x), x)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_materialize_leaves_integers_alone(dtype):
+    """The largest of their type, too; no integer stands for a number gone wrong."""
+    largest = jnp.iinfo(dtype).max
+    for first in (0, largest):
+        x = jnp.asarray([first, 1, largest], dtype)
+        chex.assert_trees_all_equal(jax.jit(ops.materialize)(x), x)

@@ -5,9 +5,9 @@
 Each run is `python -m jaxmnist.main` for an epoch in a process of its own: cold with an empty
 compilation cache, warm with the one that the cold run left.
 
-Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, 2 repeats, before the first layer
-went through im2col: model3 10.8 s cold, of which 9.6 s compilation, 3.2 s warm, 1.32 GB;
-lightweight 11.9 s, of which 10.7 s, 3.7 s, 1.42 GB.
+Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, 1 repeat: model3 10.9 s cold, of
+which 9.7 s compilation, 3.4 s warm, 1.25 GB; lightweight 13.1 s, of which 11.7 s, 4.0 s, 1.43 GB;
+the others 7.5 to 10.6 s cold, 2.7 to 3.4 s warm.
 """
 
 import argparse

@@ -3,8 +3,7 @@
     python -m jaxmnist.main --config configs/model1.py
 
 Less than 6 minutes on two CPU cores. Accuracy: published 99.58 % (best epoch);
-measured 99.39 % (final epoch, n = 1, seed 0), 99.40 % (best epoch),
-by an earlier version that summed in another order.
+measured 99.43 % (final epoch, n = 1, seed 0), 99.44 % (best epoch).
 """
 
 from jaxmnist.config import Config, default_config

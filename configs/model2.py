@@ -3,8 +3,7 @@
     python -m jaxmnist.main --config configs/model2.py
 
 Less than 6 minutes on two CPU cores. Accuracy: published 99.27 % (best epoch);
-measured 99.21 % (final epoch, n = 1, seed 0), 99.25 % (best epoch),
-by an earlier version that summed in another order.
+measured 99.30 % (final epoch, n = 1, seed 0), 99.30 % (best epoch).
 """
 
 from jaxmnist.config import Config, default_config

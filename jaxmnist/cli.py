@@ -47,7 +47,7 @@ def run(
 
     def flags_parser(argv: list[str]) -> list[str]:
         if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv):
-            print(usage)
+            print(usage, flush=True)  # while a closed pipe can still be told of
             sys.exit(0)
         logging.set_verbosity(logging.FATAL)  # libraries log at length what one line says better
         parse(argv)

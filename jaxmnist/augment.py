@@ -60,7 +60,7 @@ def source_pixels(degrees_N: jax.Array, shift_2N: jax.Array) -> jax.Array:
 
     centre = (SIDE - 1) / 2
     grid = jnp.arange(SIDE, dtype=jnp.float32)
-    y, x = grid[:, None, None] - down, grid[None, :, None] - right
+    y, x = grid[:, None, None] - down, grid[None, :, None] - right  # (H, 1, N) and (1, W, N)
     # The shift moves the rotated image as it was cropped to the frame: hence two range checks.
     inside_HWN = _in_frame(y) & _in_frame(x)
     dy, dx = y - centre, x - centre

@@ -47,7 +47,7 @@ def run(
 
     def flags_parser(argv: list[str]) -> list[str]:
         if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv):
-            print(usage, flush=True)  # while a closed pipe can still be told of
+            print(usage, flush=True)
             sys.exit(0)
         logging.set_verbosity(logging.FATAL)  # libraries log at length what one line says better
         parse(argv)
@@ -56,6 +56,7 @@ def run(
     def main(_: list[str]) -> None:
         _keep_compiled_programs()
         command()
+        sys.stdout.flush()  # at its end Python would tell at length of a closed pipe or full disk
 
     try:
         app.run(main, flags_parser=flags_parser)

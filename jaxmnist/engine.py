@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from jaxmnist import augment, models, optim, prng
 from jaxmnist.config import Config
 
-EVAL_BATCH = 500
+EVAL_BATCH = 500  # of each device; on a CPU nothing else in a run takes as much memory
 
 
 class Stream(enum.IntEnum):
@@ -170,7 +170,7 @@ class Engine:
         def own(a: jax.Array) -> jax.Array:
             return lax.dynamic_slice_in_dim(a, first, batch, axis=-1)
 
-        def one(step: jax.Array, index_B: jax.Array) -> jax.Array:
+        def augmented(step: jax.Array, index_B: jax.Array) -> jax.Array:
             pixel_HWB = None
             if self.rotate_degrees or self.translate:
                 key = _key(state.seed, Stream.AUGMENT, step)
@@ -181,7 +181,7 @@ class Engine:
             return augment.gather(train_set.images_NHW, own(index_B), pixel_HWB)
 
         step_S = state.step + lax.iota(jnp.int32, steps)
-        return _each(one)(step_S, index_SB), train_set.labels_N[own(index_SB)]
+        return _each(augmented)(step_S, index_SB), train_set.labels_N[own(index_SB)]
 
     def train_steps(
         self,

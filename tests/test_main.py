@@ -428,12 +428,25 @@ def test_same_command_goes_on(interrupted):
     assert after[: len(before)] == before
 
 
-def test_help_into_a_closed_pipe_is_silent():
-    process = subprocess.Popen(command("--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+PRINTS = """
+from absl import flags
+from jaxmnist import cli
+cli.run(lambda: print("scores"), lambda argv: cli.parse_flags(argv, flags.FlagValues()), "")
+"""
+
+
+@pytest.mark.parametrize("args", [command("--help"), [sys.executable, "-c", PRINTS]])
+def test_a_closed_pipe_is_no_news(args: list[str]):
+    """Buffered, as Python writes into pipes unless PYTHONUNBUFFERED is set."""
+    environment = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
     assert process.communicate(timeout=TIMEOUT)[1] == b""
+    assert process.returncode == 1
 
 
 def parse(*args: str) -> None:

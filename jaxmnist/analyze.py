@@ -24,11 +24,11 @@ class LayerSummary:
 
 def summarize(network: Network) -> list[LayerSummary]:
     """Walks the layers with abstract values; nothing is computed."""
-    x = jax.ShapeDtypeStruct((1, SIDE, SIDE, 2), jnp.float32)
+    x = jax.ShapeDtypeStruct((SIDE, 1, SIDE, 2), jnp.float32)
     receptive_field, jump = 1, 1
     summaries = []
     for position, layer in enumerate(network.layers):
-        window = layer.window(x.shape[1])
+        window = layer.window(x.shape[0])
         receptive_field += (window.size - 1) * jump
         jump *= window.stride
         x, variables = jax.eval_shape(
@@ -36,7 +36,9 @@ def summarize(network: Network) -> list[LayerSummary]:
         )
         params = sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
         name = f"{position}: {type(layer).__name__}"
-        summaries.append(LayerSummary(name, x.shape[:-1], params, receptive_field))
+        *image, _ = x.shape  # (H, C, W) or (C,)
+        output_shape = (image[1], image[0], image[2]) if len(image) == 3 else tuple(image)
+        summaries.append(LayerSummary(name, output_shape, params, receptive_field))
     return summaries
 
 

@@ -1,8 +1,9 @@
 """The layers of the compact networks, in the layout that is fastest on CPU and GPU.
 
-Activations are batch-minor, (C, H, W, N): the batch fills the vector lanes whatever the image size,
-and a convolution becomes one matrix product whose long axis is H·W·N. Parameters keep the names and
-shapes that Flax users expect (``kernel`` HWIO, ``scale``, ``bias``, ``mean``, ``var``).
+Activations are batch-minor, (H, C, W, N): the batch fills the vector lanes whatever the image size,
+and the rows that a convolution looks at lie side by side, ready for a matrix product. Parameters
+keep the names and shapes that Flax users expect (``kernel`` HWIO, ``scale``, ``bias``, ``mean``,
+``var``).
 
 Every layer maps an array with the batch last to another one and says with ``window(height)`` how
 large the patch is that it looks at and how far it strides; ``analyze.py`` derives receptive fields
@@ -55,7 +56,7 @@ def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def _per_channel(a_C: jax.Array) -> jax.Array:
-    return a_C[:, None, None, None]
+    return a_C[None, :, None, None]
 
 
 class Conv(Layer):
@@ -70,24 +71,21 @@ class Conv(Layer):
         return Window(self.kernel_size)
 
     @nn.compact
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        channels = x_CHWN.shape[0]
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        channels = x_HCWN.shape[1]
         init = uniform_fan_in(self.kernel_size**2 * channels)
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
         kernel = self.param("kernel", init, shape)
-        y_CHWN = conv2d(x_CHWN, kernel.astype(x_CHWN.dtype), self.padding)
-        if self.use_bias:
-            bias = self.param("bias", init, (self.features,))
-            y_CHWN += _per_channel(bias.astype(x_CHWN.dtype))
-        # A batch norm reads it three times; the two halves of the way back read its gradient.
-        return materialize(y_CHWN)
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        kernel, bias = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), (kernel, bias))
+        return conv2d(x_HCWN, kernel, bias, self.padding)
 
 
 class Flatten(Layer):
-    """The maps of an image as one vector, (C, H, W, N) to (C·H·W, N): ``torch.nn.Flatten``."""
+    """The maps of an image as one vector, (H, C, W, N) to (C·H·W, N): ``torch.nn.Flatten``."""
 
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        return x_CHWN.reshape(-1, x_CHWN.shape[-1])
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        return x_HCWN.swapaxes(0, 1).reshape(-1, x_HCWN.shape[-1])
 
 
 class Linear(Layer):
@@ -118,18 +116,18 @@ class BatchNorm(Layer):
     MOMENTUM: ClassVar[float] = 0.9  # torch counts the other way round: its momentum is 0.1
 
     @nn.compact
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        channels = x_CHWN.shape[0]
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        channels = x_HCWN.shape[1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
 
-        wide_CHWN = x_CHWN.astype(jnp.promote_types(x_CHWN.dtype, jnp.float32))
+        wide_HCWN = x_HCWN.astype(jnp.promote_types(x_HCWN.dtype, jnp.float32))
         if train:
-            mean = wide_CHWN.mean((1, 2, 3))
-            var = wide_CHWN.var((1, 2, 3))
-            count = x_CHWN[0].size
+            mean = wide_HCWN.mean((0, 2, 3))
+            var = wide_HCWN.var((0, 2, 3))
+            count = x_HCWN[:, 0].size
             if self.axis_name:
                 moments_P2C = lax.all_gather(jnp.stack([mean, var]), self.axis_name)
                 mean = moments_P2C[:, 0].mean(0)
@@ -145,15 +143,15 @@ class BatchNorm(Layer):
 
         factor = scale * lax.rsqrt(var + self.EPSILON)
         offset = bias - mean * factor
-        y_CHWN = wide_CHWN * _per_channel(factor) + _per_channel(offset)
-        return y_CHWN.astype(x_CHWN.dtype)
+        y_HCWN = wide_HCWN * _per_channel(factor) + _per_channel(offset)
+        return y_HCWN.astype(x_HCWN.dtype)
 
 
 class Relu(Layer):
     """max(x, 0), with gradient 0 at 0."""
 
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        return nn.relu(x_CHWN)
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        return nn.relu(x_HCWN)
 
 
 class Dropout(Layer):
@@ -167,12 +165,12 @@ class Dropout(Layer):
     whole_channels: bool = False
 
     @nn.compact
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
         if not train or self.rate == 0:
-            return x_CHWN
-        *shape, n = x_CHWN.shape
+            return x_HCWN
+        *shape, n = x_HCWN.shape
         if self.whole_channels:
-            shape = [shape[0], 1, 1]
+            shape = [1, shape[1], 1]
         batch, first = n, 0
         if self.axis_name:
             batch *= lax.axis_size(self.axis_name)
@@ -180,7 +178,7 @@ class Dropout(Layer):
         bits = prng.bits_slice(self.make_rng("dropout"), (*shape, batch), first, n)
         # As jax.random.bernoulli, which makes a float of the upper 23 bits and compares that.
         keep = bits >> 9 < math.ceil(float(np.float32(1 - self.rate)) * 2**23)
-        return materialize(jnp.where(keep, x_CHWN / (1 - self.rate), 0))
+        return materialize(jnp.where(keep, x_HCWN / (1 - self.rate), 0))
 
 
 class MaxPool(Layer):
@@ -189,22 +187,22 @@ class MaxPool(Layer):
     def window(self, height: int) -> Window:
         return Window(2, 2)
 
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        return max_pool(x_CHWN)
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        return max_pool(x_HCWN)
 
 
 class GlobalAvgPool(Layer):
-    """Mean over the whole map, (C, H, W, N) to (C, 1, 1, N)."""
+    """Mean over the whole map, (H, C, W, N) to (1, C, 1, N)."""
 
     def window(self, height: int) -> Window:
         return Window(height)
 
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        return x_CHWN.mean((1, 2), keepdims=True)
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        return x_HCWN.mean((0, 2), keepdims=True)
 
 
 class GlobalAvgMaxPool(Layer):
-    """Mean and maximum over the whole map, stacked: (C, H, W, N) to (2·C, 1, 1, N).
+    """Mean and maximum over the whole map, stacked: (H, C, W, N) to (1, 2·C, 1, N).
 
     Equal maxima share the gradient evenly, as in ``torch.amax``.
     """
@@ -212,6 +210,6 @@ class GlobalAvgMaxPool(Layer):
     def window(self, height: int) -> Window:
         return Window(height)
 
-    def __call__(self, x_CHWN: jax.Array, *, train: bool) -> jax.Array:
-        mean = x_CHWN.mean((1, 2), keepdims=True)
-        return jnp.concatenate([mean, x_CHWN.max((1, 2), keepdims=True)], axis=0)
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        mean = x_HCWN.mean((0, 2), keepdims=True)
+        return jnp.concatenate([mean, x_HCWN.max((0, 2), keepdims=True)], axis=1)

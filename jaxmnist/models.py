@@ -49,7 +49,7 @@ class Network(nn.Module):
     def from_batch_minor(self, images_HWN: jax.Array, *, train: bool) -> jax.Array:
         """As ``__call__``, for images that are (28, 28, N) already: spares a transposition."""
         wide_HWN = images_HWN.astype(jnp.promote_types(self.dtype, jnp.float32))
-        x = ((wide_HWN / 255 - MEAN) / STD).astype(self.dtype)[None]
+        x = ((wide_HWN / 255 - MEAN) / STD).astype(self.dtype)[:, None]
         for layer in self.layers:
             x = layer(x, train=train)
         return x.T

@@ -120,19 +120,19 @@ def seen_pixels(network_layers: models.Layers, unit: int) -> np.ndarray:
     Weights are made positive, so that no ReLU is dead, and the gradients of many random images
     are united, because a max pool passes on only one pixel of four.
     """
-    x_CHWN = jax.random.uniform(prng.key(1), (1, 28, 28, 128))
+    x_HCWN = jax.random.uniform(prng.key(1), (28, 1, 28, 128))
 
     @jax.jit
-    def pixels(x_CHWN: jax.Array) -> jax.Array:
-        def activation(x_CHWN: Any) -> jax.Array:
+    def pixels(x_HCWN: jax.Array) -> jax.Array:
+        def activation(x_HCWN: Any) -> jax.Array:
             for layer in network_layers:
-                variables = jax.tree.map(jnp.abs, layer.init(prng.key(0), x_CHWN, train=False))
-                x_CHWN = layer.apply(variables, x_CHWN, train=False)
-            return x_CHWN[0, unit, unit].sum()
+                variables = jax.tree.map(jnp.abs, layer.init(prng.key(0), x_HCWN, train=False))
+                x_HCWN = layer.apply(variables, x_HCWN, train=False)
+            return x_HCWN[unit, 0, unit].sum()
 
-        return (jax.grad(activation)(x_CHWN) != 0).any((0, 3))
+        return (jax.grad(activation)(x_HCWN) != 0).any((1, 3))
 
-    return np.asarray(pixels(x_CHWN))
+    return np.asarray(pixels(x_HCWN))
 
 
 def first_layers(name: str, last: type, number: int) -> models.Layers:

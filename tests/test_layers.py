@@ -23,26 +23,26 @@ def to_bfloat16(a: np.ndarray) -> jax.Array:
     return jnp.asarray(a, jnp.bfloat16)
 
 
-def run(layer: Any, x_CHWN: Any, train: bool = False) -> jax.Array:
+def run(layer: Any, x_HCWN: Any, train: bool = False) -> jax.Array:
     """The output of a layer without parameters."""
-    return layer.apply({}, jnp.asarray(x_CHWN), train=train)
+    return layer.apply({}, jnp.asarray(x_HCWN), train=train)
 
 
 # Convolution.
 
 
 def test_conv_layer_adds_its_bias_per_channel():
-    x_CHWN = jnp.asarray(normal(2, 4, 5, 3))
+    x_HCWN = jnp.asarray(normal(4, 2, 5, 3))
     layer = layers.Conv(3, kernel_size=1, use_bias=True)
-    variables: Any = layer.init(prng.key(0), x_CHWN, train=False)
+    variables: Any = layer.init(prng.key(0), x_HCWN, train=False)
     kernel_HWIO, bias = variables["params"]["kernel"], variables["params"]["bias"]
-    expected = np.einsum("chwn,co->ohwn", x_CHWN, kernel_HWIO[0, 0]) + bias[:, None, None, None]
-    chex.assert_trees_all_close(layer.apply(variables, x_CHWN, train=False), expected, atol=1e-6)
+    expected = np.einsum("hcwn,co->hown", x_HCWN, kernel_HWIO[0, 0]) + bias[None, :, None, None]
+    chex.assert_trees_all_close(layer.apply(variables, x_HCWN, train=False), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [layers.Conv(4, padding=1), layers.Conv(4, 3, 1, use_bias=True)])
 def test_conv_layer_parameters(layer):
-    params = layer.init(prng.key(0), jnp.zeros((2, 5, 5, 1)), train=False)["params"]
+    params = layer.init(prng.key(0), jnp.zeros((5, 2, 5, 1)), train=False)["params"]
     shapes = {name: leaf.shape for name, leaf in params.items()}
     assert shapes == {"kernel": (3, 3, 2, 4)} | ({"bias": (4,)} if layer.use_bias else {})
 
@@ -51,9 +51,9 @@ def test_conv_layer_parameters(layer):
 
 
 def test_flatten_orders_as_channels_rows_columns():
-    x_CHWN = normal(2, 3, 4, 5)
-    expected_NK = np.moveaxis(x_CHWN, -1, 0).reshape(5, 24)
-    chex.assert_trees_all_equal(run(layers.Flatten(), x_CHWN), expected_NK.T)
+    x_HCWN = normal(3, 2, 4, 5)
+    expected_NK = x_HCWN.transpose(3, 1, 0, 2).reshape(5, 24)
+    chex.assert_trees_all_equal(run(layers.Flatten(), x_HCWN), expected_NK.T)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -85,7 +85,7 @@ def test_linear(use_bias):
     ids=["3x3", "1x1", "linear"],
 )
 def test_initial_kernel_and_bias_fill_the_fan_in_bound(layer, fan_in):
-    x = jnp.zeros((5, 1) if isinstance(layer, layers.Linear) else (5, 3, 3, 1))
+    x = jnp.zeros((5, 1) if isinstance(layer, layers.Linear) else (3, 5, 3, 1))
     params: Any = layer.init(prng.key(1), x, train=False)["params"]
     for leaf in params.values():
         x = np.asarray(leaf).ravel() * fan_in**0.5
@@ -98,8 +98,8 @@ def test_initial_kernel_and_bias_fill_the_fan_in_bound(layer, fan_in):
 
 
 def test_initial_values_differ_between_seeds():
-    x_CHWN = jnp.zeros((1, 3, 3, 1))
-    variables: list[Any] = [layers.Conv(4).init(prng.key(i), x_CHWN, train=False) for i in (0, 1)]
+    x_HCWN = jnp.zeros((3, 1, 3, 1))
+    variables: list[Any] = [layers.Conv(4).init(prng.key(i), x_HCWN, train=False) for i in (0, 1)]
     first, other = variables
     assert jnp.not_equal(first["params"]["kernel"], other["params"]["kernel"]).all()
 
@@ -120,18 +120,18 @@ def batch_norm_state(channels: int) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def update_batch_norm(state: dict[str, Any], x_CHWN: jax.Array, train: bool) -> tuple[Any, Any]:
-    return layers.BatchNorm().apply(state, x_CHWN, train=train, mutable=["batch_stats"])
+def update_batch_norm(state: dict[str, Any], x_HCWN: jax.Array, train: bool) -> tuple[Any, Any]:
+    return layers.BatchNorm().apply(state, x_HCWN, train=train, mutable=["batch_stats"])
 
 
 def wide(*arrays: np.ndarray) -> list[np.ndarray]:
-    """As float64, (C,) made (C, 1, 1, 1)."""
-    return [a.astype(np.float64).reshape(len(a), *(a.shape[1:] or (1, 1, 1))) for a in arrays]
+    """As float64, (C,) made (C, 1, 1)."""
+    return [a.astype(np.float64).reshape(a.shape if a.ndim > 1 else (-1, 1, 1)) for a in arrays]
 
 
 def test_batch_norm_initial_state():
-    x_CHWN = jnp.asarray(normal(3, 4, 4, 2) + 5)
-    variables = layers.BatchNorm().init(prng.key(0), x_CHWN, train=True)
+    x_HCWN = jnp.asarray(normal(4, 3, 4, 2) + 5)
+    variables = layers.BatchNorm().init(prng.key(0), x_HCWN, train=True)
     ones, zeros = jnp.ones(3), jnp.zeros(3)
     # The batch that shapes the parameters leaves no trace in the statistics.
     expected = {
@@ -143,121 +143,121 @@ def test_batch_norm_initial_state():
 
 @pytest.mark.parametrize(("height", "batch"), [(5, 3), (1, 2)])
 def test_batch_norm_in_training(height, batch):
-    x_CHWN = normal(4, height, 2, batch) * 3 + 2
+    x_HCWN = normal(height, 4, 2, batch) * 3 + 2
     state = batch_norm_state(4)
-    y_CHWN, updates = update_batch_norm(state, jnp.asarray(x_CHWN), train=True)
-    x, scale, bias = wide(x_CHWN, state["params"]["scale"], state["params"]["bias"])
-    mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
+    y_HCWN, updates = update_batch_norm(state, jnp.asarray(x_HCWN), train=True)
+    x, scale, bias = wide(x_HCWN, state["params"]["scale"], state["params"]["bias"])
+    mean, var = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
     chex.assert_trees_all_close(
-        np.asarray(y_CHWN, np.float64), (x - mean) / np.sqrt(var + 1e-5) * scale + bias, atol=3e-6
+        np.asarray(y_HCWN, np.float64), (x - mean) / np.sqrt(var + 1e-5) * scale + bias, atol=3e-6
     )
     old = state["batch_stats"]
     expected = {
-        "mean": 0.9 * old["mean"] + 0.1 * x.mean((1, 2, 3)),
-        "var": 0.9 * old["var"] + 0.1 * x.reshape(4, -1).var(1, ddof=1),
+        "mean": 0.9 * old["mean"] + 0.1 * x.mean((0, 2, 3)),
+        "var": 0.9 * old["var"] + 0.1 * x.var((0, 2, 3), ddof=1),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(updates["batch_stats"][name], value, rtol=1e-6)
 
 
 def test_batch_norm_in_evaluation():
-    x_CHWN = normal(4, 3, 3, 2)
+    x_HCWN = normal(3, 4, 3, 2)
     state = batch_norm_state(4)
-    y_CHWN, updates = update_batch_norm(state, jnp.asarray(x_CHWN), train=False)
+    y_HCWN, updates = update_batch_norm(state, jnp.asarray(x_HCWN), train=False)
     scale, bias, mean, var = wide(*state["params"].values(), *state["batch_stats"].values())
-    expected = (x_CHWN - mean) / np.sqrt(var + 1e-5) * scale + bias
-    chex.assert_trees_all_close(np.asarray(y_CHWN, np.float64), expected, atol=2e-6)
+    expected = (x_HCWN - mean) / np.sqrt(var + 1e-5) * scale + bias
+    chex.assert_trees_all_close(np.asarray(y_HCWN, np.float64), expected, atol=2e-6)
     chex.assert_trees_all_equal(updates["batch_stats"], state["batch_stats"])
 
 
 def test_batch_norm_epsilon_counts_where_variance_is_small():
-    x_CHWN = jnp.asarray([-0.002, 0.002], jnp.float32).reshape(1, 1, 1, 2)
+    x_HCWN = jnp.asarray([-0.002, 0.002], jnp.float32).reshape(1, 1, 1, 2)
     layer = layers.BatchNorm()
-    y_CHWN, _ = layer.init_with_output(prng.key(0), x_CHWN, train=True)
+    y_HCWN, _ = layer.init_with_output(prng.key(0), x_HCWN, train=True)
     expected = 0.002 / (0.002**2 + 1e-5) ** 0.5
-    np.testing.assert_allclose(y_CHWN.ravel(), [-expected, expected], rtol=1e-5)
+    np.testing.assert_allclose(y_HCWN.ravel(), [-expected, expected], rtol=1e-5)
 
 
 def test_batch_norm_keeps_float32_statistics_of_bfloat16():
-    x_CHWN = to_bfloat16(normal(3, 8, 8, 16) + 20)
+    x_HCWN = to_bfloat16(normal(8, 3, 8, 16) + 20)
     state = batch_norm_state(3)
-    y_CHWN, narrow = update_batch_norm(state, x_CHWN, train=True)
-    exact_CHWN, exact = update_batch_norm(state, x_CHWN.astype(jnp.float32), train=True)
-    assert y_CHWN.dtype == jnp.bfloat16
+    y_HCWN, narrow = update_batch_norm(state, x_HCWN, train=True)
+    exact_HCWN, exact = update_batch_norm(state, x_HCWN.astype(jnp.float32), train=True)
+    assert y_HCWN.dtype == jnp.bfloat16
     assert narrow["batch_stats"]["mean"].dtype == narrow["batch_stats"]["var"].dtype == jnp.float32
     chex.assert_trees_all_close(narrow, exact, rtol=1e-6)
-    chex.assert_trees_all_close(y_CHWN.astype(jnp.float32), exact_CHWN, rtol=2**-8, atol=1e-6)
+    chex.assert_trees_all_close(y_HCWN.astype(jnp.float32), exact_HCWN, rtol=2**-8, atol=1e-6)
 
 
 # Activation and pooling.
 
 
 def test_relu_and_its_gradient_at_zero():
-    x_CHWN = jnp.asarray([-2.0, -0.0, 0.0, 3.0]).reshape(1, 1, 4, 1)
-    y_CHWN, vjp = jax.vjp(lambda x: run(layers.Relu(), x), x_CHWN)
-    chex.assert_trees_all_equal(y_CHWN.ravel(), jnp.asarray([0.0, 0.0, 0.0, 3.0]))
-    (dx_CHWN,) = vjp(jnp.ones_like(x_CHWN))
-    chex.assert_trees_all_equal(dx_CHWN.ravel(), jnp.asarray([0.0, 0.0, 0.0, 1.0]))
+    x_HCWN = jnp.asarray([-2.0, -0.0, 0.0, 3.0]).reshape(1, 1, 4, 1)
+    y_HCWN, vjp = jax.vjp(lambda x: run(layers.Relu(), x), x_HCWN)
+    chex.assert_trees_all_equal(y_HCWN.ravel(), jnp.asarray([0.0, 0.0, 0.0, 3.0]))
+    (dx_HCWN,) = vjp(jnp.ones_like(x_HCWN))
+    chex.assert_trees_all_equal(dx_HCWN.ravel(), jnp.asarray([0.0, 0.0, 0.0, 1.0]))
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (2, 3)])
 def test_max_pool_and_its_gradient_without_ties(height, width):
-    x_CHWN = normal(3, height, width, 2)
+    x_HCWN = normal(height, 3, width, 2)
     rows, columns = height // 2, width // 2
-    cropped = x_CHWN[:, : 2 * rows, : 2 * columns]
-    expected = cropped.reshape(3, rows, 2, columns, 2, 2).max((2, 4))
+    cropped = x_HCWN[: 2 * rows, :, : 2 * columns]
+    expected = cropped.reshape(rows, 2, 3, columns, 2, 2).max((1, 4))
 
-    def reduce_window(x_CHWN):
-        return lax.reduce_window(x_CHWN, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    def reduce_window(x_HCWN):
+        return lax.reduce_window(x_HCWN, -jnp.inf, lax.max, (2, 1, 2, 1), (2, 1, 2, 1), "VALID")
 
-    y_CHWN, vjp = jax.vjp(lambda x: run(layers.MaxPool(), x), jnp.asarray(x_CHWN))
-    chex.assert_trees_all_equal(y_CHWN, expected)
-    dy_CHWN = jnp.asarray(normal(3, rows, columns, 2, seed=1))
-    reference = jax.vjp(reduce_window, jnp.asarray(x_CHWN))[1](dy_CHWN)
-    chex.assert_trees_all_equal(vjp(dy_CHWN), reference)
+    y_HCWN, vjp = jax.vjp(lambda x: run(layers.MaxPool(), x), jnp.asarray(x_HCWN))
+    chex.assert_trees_all_equal(y_HCWN, expected)
+    dy_HCWN = jnp.asarray(normal(rows, 3, columns, 2, seed=1))
+    reference = jax.vjp(reduce_window, jnp.asarray(x_HCWN))[1](dy_HCWN)
+    chex.assert_trees_all_equal(vjp(dy_HCWN), reference)
 
 
 def test_max_pool_gives_ties_to_the_first_pixel():
     # Every way to place the maximum on the four pixels of a patch: the bits of 1…15.
     patterns = np.array([[m >> bit & 1 for bit in range(4)] for m in range(1, 16)], np.float32)
-    x_CHWN = jnp.asarray(patterns.T.reshape(1, 2, 2, 15))
-    dx_CHWN = jax.grad(lambda x: run(layers.MaxPool(), x).sum())(x_CHWN)
+    x_HCWN = jnp.asarray(patterns.T.reshape(2, 1, 2, 15))
+    dx_HCWN = jax.grad(lambda x: run(layers.MaxPool(), x).sum())(x_HCWN)
     expected = np.zeros_like(patterns)
     expected[np.arange(15), patterns.argmax(1)] = 1
-    chex.assert_trees_all_equal(dx_CHWN.reshape(4, 15).T, expected)
+    chex.assert_trees_all_equal(dx_HCWN.reshape(4, 15).T, expected)
 
 
 def test_global_pools():
-    x_CHWN = normal(3, 4, 5, 2)
-    mean, largest = x_CHWN.mean((1, 2), keepdims=True), x_CHWN.max((1, 2), keepdims=True)
-    average = run(layers.GlobalAvgPool(), x_CHWN)
+    x_HCWN = normal(4, 3, 5, 2)
+    mean, largest = x_HCWN.mean((0, 2), keepdims=True), x_HCWN.max((0, 2), keepdims=True)
+    average = run(layers.GlobalAvgPool(), x_HCWN)
     chex.assert_trees_all_close(average, mean, atol=1e-6)
-    both = run(layers.GlobalAvgMaxPool(), x_CHWN)
-    chex.assert_trees_all_close(both, np.concatenate([mean, largest]), atol=1e-6)
+    both = run(layers.GlobalAvgMaxPool(), x_HCWN)
+    chex.assert_trees_all_close(both, np.concatenate([mean, largest], axis=1), atol=1e-6)
 
 
 def test_global_max_shares_the_gradient_of_ties():
-    x_CHWN = jnp.asarray([5.0, 1.0, 5.0, 2.0]).reshape(1, 2, 2, 1)
-    dx_CHWN = jax.grad(lambda x: run(layers.GlobalAvgMaxPool(), x)[1].sum())(x_CHWN)
-    chex.assert_trees_all_equal(dx_CHWN.ravel(), jnp.asarray([0.5, 0.0, 0.5, 0.0]))
+    x_HCWN = jnp.asarray([5.0, 1.0, 5.0, 2.0]).reshape(2, 1, 2, 1)
+    dx_HCWN = jax.grad(lambda x: run(layers.GlobalAvgMaxPool(), x)[:, 1].sum())(x_HCWN)
+    chex.assert_trees_all_equal(dx_HCWN.ravel(), jnp.asarray([0.5, 0.0, 0.5, 0.0]))
 
 
 # Dropout.
 
 
-def drop(rate: float, x_CHWN: jax.Array, seed: int = 0, whole_channels: bool = False) -> np.ndarray:
+def drop(rate: float, x_HCWN: jax.Array, seed: int = 0, whole_channels: bool = False) -> np.ndarray:
     layer = layers.Dropout(rate, whole_channels)
-    return np.asarray(layer.apply({}, x_CHWN, train=True, rngs={"dropout": prng.key(seed)}))
+    return np.asarray(layer.apply({}, x_HCWN, train=True, rngs={"dropout": prng.key(seed)}))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.25])
 @pytest.mark.parametrize("whole_channels", [False, True])
 def test_dropout_rate_and_scale(rate, whole_channels):
-    x_CHWN = jnp.asarray(normal(64, 3, 3, 128) + 10)
-    y_CHWN = drop(rate, x_CHWN, whole_channels=whole_channels)
-    kept = y_CHWN != 0
-    chex.assert_trees_all_close(y_CHWN[kept], np.asarray(x_CHWN)[kept] / (1 - rate), rtol=1e-6)
-    decisions = kept[:, :1, :1] if whole_channels else kept
+    x_HCWN = jnp.asarray(normal(3, 64, 3, 128) + 10)
+    y_HCWN = drop(rate, x_HCWN, whole_channels=whole_channels)
+    kept = y_HCWN != 0
+    chex.assert_trees_all_close(y_HCWN[kept], np.asarray(x_HCWN)[kept] / (1 - rate), rtol=1e-6)
+    decisions = kept[:1, :, :1] if whole_channels else kept
     dropped = int((~decisions).sum())
     assert stats.binomtest(dropped, decisions.size, rate).pvalue > 1e-3
     if whole_channels:
@@ -267,7 +267,7 @@ def test_dropout_rate_and_scale(rate, whole_channels):
 @pytest.mark.parametrize("whole_channels", [False, True])
 def test_dropout_decides_anew_along_every_axis(whole_channels):
     side = 1 if whole_channels else 8
-    kept = drop(0.5, jnp.ones((32, side, side, 32)), whole_channels=whole_channels) != 0
+    kept = drop(0.5, jnp.ones((side, 32, side, 32)), whole_channels=whole_channels) != 0
     for axis in range(4):
         if kept.shape[axis] > 1:
             first, second = np.take(kept, 0, axis), np.take(kept, 1, axis)
@@ -276,33 +276,33 @@ def test_dropout_decides_anew_along_every_axis(whole_channels):
 
 
 def test_dropout_masks_depend_on_the_key_alone():
-    x_CHWN = jnp.ones((4, 5, 5, 16))
-    chex.assert_trees_all_equal(drop(0.5, x_CHWN), drop(0.5, x_CHWN))
-    assert (drop(0.5, x_CHWN) != drop(0.5, x_CHWN, seed=1)).mean() > 0.4
+    x_HCWN = jnp.ones((5, 4, 5, 16))
+    chex.assert_trees_all_equal(drop(0.5, x_HCWN), drop(0.5, x_HCWN))
+    assert (drop(0.5, x_HCWN) != drop(0.5, x_HCWN, seed=1)).mean() > 0.4
 
 
 def test_dropout_layers_of_one_network_differ():
     class Two(nn.Module):
         @nn.compact
-        def __call__(self, x_CHWN):
-            return [layers.Dropout(0.5)(x_CHWN, train=True) for _ in range(2)]
+        def __call__(self, x_HCWN):
+            return [layers.Dropout(0.5)(x_HCWN, train=True) for _ in range(2)]
 
-    first, second = Two().apply({}, jnp.ones((4, 5, 5, 16)), rngs={"dropout": prng.key(0)})
+    first, second = Two().apply({}, jnp.ones((5, 4, 5, 16)), rngs={"dropout": prng.key(0)})
     assert (first != second).mean() > 0.4
 
 
 def test_dropout_passes_gradients_where_it_kept():
-    x_CHWN = jnp.ones((3, 4, 4, 5))
+    x_HCWN = jnp.ones((4, 3, 4, 5))
     layer = layers.Dropout(0.25)
     rngs = {"dropout": prng.key(3)}
-    y_CHWN, vjp = jax.vjp(lambda x: layer.apply({}, x, train=True, rngs=rngs), x_CHWN)
-    chex.assert_trees_all_equal(vjp(x_CHWN)[0], y_CHWN)
+    y_HCWN, vjp = jax.vjp(lambda x: layer.apply({}, x, train=True, rngs=rngs), x_HCWN)
+    chex.assert_trees_all_equal(vjp(x_HCWN)[0], y_HCWN)
 
 
 @pytest.mark.parametrize(("rate", "train"), [(0.5, False), (0.0, True)])
 def test_dropout_does_nothing_and_needs_no_key(rate, train):
-    x_CHWN = jnp.asarray(normal(2, 3, 3, 4))
-    chex.assert_trees_all_equal(layers.Dropout(rate).apply({}, x_CHWN, train=train), x_CHWN)
+    x_HCWN = jnp.asarray(normal(3, 2, 3, 4))
+    chex.assert_trees_all_equal(layers.Dropout(rate).apply({}, x_HCWN, train=train), x_HCWN)
 
 
 # Batches that are split.
@@ -310,12 +310,12 @@ def test_dropout_does_nothing_and_needs_no_key(rate, train):
 PARTS = 4
 
 
-def split_batch(x_CHWN: jax.Array) -> jax.Array:
-    return jnp.stack(jnp.split(x_CHWN, PARTS, axis=-1))
+def split_batch(x_HCWN: jax.Array) -> jax.Array:
+    return jnp.stack(jnp.split(x_HCWN, PARTS, axis=-1))
 
 
-def join_batch(x_PCHWN: jax.Array) -> jax.Array:
-    return jnp.concatenate(list(x_PCHWN), axis=-1)
+def join_batch(x_PHCWN: jax.Array) -> jax.Array:
+    return jnp.concatenate(list(x_PHCWN), axis=-1)
 
 
 def on_devices(function: Any) -> Any:
@@ -364,26 +364,26 @@ def test_batch_norm_of_a_split_batch(mapped, mean):
     The parts are unlike each other, so that the mean of their variances is not that of the whole.
     """
     shift = np.repeat(np.arange(8), 2).astype(np.float32)
-    x_CHWN = jnp.asarray(normal(3, 4, 5, 16) + shift[None, None, None] + mean)
-    dy_CHWN = jnp.asarray(normal(3, 4, 5, 16, seed=1))
+    x_HCWN = jnp.asarray(normal(4, 3, 5, 16) + shift[None, None, None] + mean)
+    dy_HCWN = jnp.asarray(normal(4, 3, 5, 16, seed=1))
 
     def pull(axis_name: str | None) -> Any:
         layer = layers.BatchNorm(axis_name=axis_name)
 
-        def run(state, x_CHWN, dy_CHWN):
-            def forward(params, x_CHWN):
+        def run(state, x_HCWN, dy_HCWN):
+            def forward(params, x_HCWN):
                 variables = {"params": params, "batch_stats": state["batch_stats"]}
-                return layer.apply(variables, x_CHWN, train=True, mutable=["batch_stats"])
+                return layer.apply(variables, x_HCWN, train=True, mutable=["batch_stats"])
 
-            y_CHWN, vjp, updates = jax.vjp(forward, state["params"], x_CHWN, has_aux=True)
-            return y_CHWN, updates["batch_stats"], *vjp(dy_CHWN)
+            y_HCWN, vjp, updates = jax.vjp(forward, state["params"], x_HCWN, has_aux=True)
+            return y_HCWN, updates["batch_stats"], *vjp(dy_HCWN)
 
         return run
 
     state = batch_norm_state(3)
-    expected = jax.jit(pull(None))(state, x_CHWN, dy_CHWN)
+    expected = jax.jit(pull(None))(state, x_HCWN, dy_HCWN)
     y, stats_P, dparams_P, dx = jax.jit(mapped(pull("data")))(
-        state, split_batch(x_CHWN), split_batch(dy_CHWN)
+        state, split_batch(x_HCWN), split_batch(dy_HCWN)
     )
     for part in range(PARTS):
         of_part = jax.tree.map(lambda leaf, part=part: leaf[part], stats_P)
@@ -399,21 +399,21 @@ def test_batch_norm_of_a_split_batch(mapped, mean):
 @pytest.mark.parametrize("whole_channels", [False, True])
 def test_dropout_of_a_split_batch(mapped, whole_channels):
     """Mask, values and gradients are those of the whole, bit for bit."""
-    x_CHWN = jnp.asarray(normal(6, 4, 3, 32) + 10)
-    dy_CHWN = jnp.asarray(normal(6, 4, 3, 32, seed=1))
+    x_HCWN = jnp.asarray(normal(4, 6, 3, 32) + 10)
+    dy_HCWN = jnp.asarray(normal(4, 6, 3, 32, seed=1))
 
     def pull(axis_name: str | None) -> Any:
         layer = layers.Dropout(0.3, whole_channels, axis_name=axis_name)
 
-        def run(seed, x_CHWN, dy_CHWN):
+        def run(seed, x_HCWN, dy_HCWN):
             rngs = {"dropout": prng.key(seed)}
-            y_CHWN, vjp = jax.vjp(lambda x: layer.apply({}, x, train=True, rngs=rngs), x_CHWN)
-            return y_CHWN, *vjp(dy_CHWN)
+            y_HCWN, vjp = jax.vjp(lambda x: layer.apply({}, x, train=True, rngs=rngs), x_HCWN)
+            return y_HCWN, *vjp(dy_HCWN)
 
         return run
 
-    expected = jax.jit(pull(None))(jnp.uint32(4), x_CHWN, dy_CHWN)
-    parts = jax.jit(mapped(pull("data")))(jnp.uint32(4), split_batch(x_CHWN), split_batch(dy_CHWN))
+    expected = jax.jit(pull(None))(jnp.uint32(4), x_HCWN, dy_HCWN)
+    parts = jax.jit(mapped(pull("data")))(jnp.uint32(4), split_batch(x_HCWN), split_batch(dy_HCWN))
     chex.assert_trees_all_equal(tuple(map(join_batch, parts)), expected)
     dropped = np.asarray(expected[0] == 0)
     assert 0.2 < dropped.mean() < 0.4
@@ -424,14 +424,14 @@ def test_dropout_of_a_split_batch(mapped, whole_channels):
 @ways_to_split
 @pytest.mark.parametrize("layer", [layers.BatchNorm, lambda **kw: layers.Dropout(0.3, **kw)])
 def test_evaluation_takes_no_notice_of_the_other_parts(mapped, layer):
-    x_CHWN = jnp.asarray(normal(3, 4, 5, 8))
+    x_HCWN = jnp.asarray(normal(4, 3, 5, 8))
     state = batch_norm_state(3)
 
     def run(axis_name: str | None) -> Any:
         return lambda state, x: layer(axis_name=axis_name).apply(state, x, train=False)
 
-    found = jax.jit(mapped(run("data")))(state, split_batch(x_CHWN))
-    chex.assert_trees_all_close(join_batch(found), jax.jit(run(None))(state, x_CHWN), rtol=1e-6)
+    found = jax.jit(mapped(run("data")))(state, split_batch(x_HCWN))
+    chex.assert_trees_all_close(join_batch(found), jax.jit(run(None))(state, x_HCWN), rtol=1e-6)
 
 
 # What all layers have in common.
@@ -453,10 +453,10 @@ def test_evaluation_takes_no_notice_of_the_other_parts(mapped, layer):
     ids=lambda layer: type(layer).__name__,
 )
 def test_bfloat16_stays_bfloat16_beside_float32_parameters(layer, train):
-    x_CHWN = to_bfloat16(normal(3, 4, 4, 2))
+    x_HCWN = to_bfloat16(normal(4, 3, 4, 2))
     rngs = {"params": prng.key(0), "dropout": prng.key(1)}
-    y_CHWN, variables = layer.init_with_output(rngs, x_CHWN, train=train)
-    assert y_CHWN.dtype == jnp.bfloat16
+    y_HCWN, variables = layer.init_with_output(rngs, x_HCWN, train=train)
+    assert y_HCWN.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
 

@@ -202,14 +202,14 @@ def test_pool_gives_ties_to_the_same_pixel():
     pooled = torch.nn.functional.max_pool2d(x, 2)
     (pooled * torch.from_numpy(weight_NCHW)).sum().backward()
 
-    def pool(x_CHWN):
-        return MaxPool().apply({}, x_CHWN, train=True)
+    def pool(x_HCWN):
+        return MaxPool().apply({}, x_HCWN, train=True)
 
-    y_CHWN, pullback = jax.vjp(pool, jnp.asarray(x_NCHW.transpose(1, 2, 3, 0)))
-    (dx_CHWN,) = pullback(jnp.asarray(weight_NCHW.transpose(1, 2, 3, 0)))
-    np.testing.assert_array_equal(np.asarray(y_CHWN).transpose(3, 0, 1, 2), pooled.detach())
+    y_HCWN, pullback = jax.vjp(pool, jnp.asarray(x_NCHW.transpose(2, 1, 3, 0)))
+    (dx_HCWN,) = pullback(jnp.asarray(weight_NCHW.transpose(2, 1, 3, 0)))
+    np.testing.assert_array_equal(np.asarray(y_HCWN).transpose(3, 1, 0, 2), pooled.detach())
     assert x.grad is not None
-    np.testing.assert_array_equal(np.asarray(dx_CHWN).transpose(3, 0, 1, 2), x.grad)
+    np.testing.assert_array_equal(np.asarray(dx_HCWN).transpose(3, 1, 0, 2), x.grad)
 
 
 @pytest.mark.parametrize("whole_channels", [False, True])
@@ -217,9 +217,9 @@ def test_dropout_masks_what_torch_masks(whole_channels):
     """The same granularity, rate and scale; the masks themselves are other random numbers."""
     rate, shape_NCHW = 0.25, (64, 32, 6, 6)
     layer = Dropout(rate, whole_channels)
-    ones_CHWN = jnp.ones((32, 6, 6, 64))
-    found_CHWN = layer.apply({}, ones_CHWN, train=True, rngs={"dropout": prng.key(0)})
-    found = np.asarray(found_CHWN).transpose(3, 0, 1, 2)
+    ones_HCWN = jnp.ones((6, 32, 6, 64))
+    found_HCWN = layer.apply({}, ones_HCWN, train=True, rngs={"dropout": prng.key(0)})
+    found = np.asarray(found_HCWN).transpose(3, 1, 0, 2)
     torch.manual_seed(0)
     torch_layer = torch.nn.Dropout2d(rate) if whole_channels else torch.nn.Dropout(rate)
     expected = torch_layer(torch.ones(shape_NCHW)).numpy()

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from jaxmnist import prng
-from jaxmnist.ops import conv2d, dot, materialize, max_pool
+from jaxmnist.ops import conv2d, dot, max_pool
 
 
 class Window(NamedTuple):
@@ -178,7 +178,7 @@ class Dropout(Layer):
         bits = prng.bits_slice(self.make_rng("dropout"), (*shape, batch), first, n)
         # As jax.random.bernoulli, which makes a float of the upper 23 bits and compares that.
         keep = bits >> 9 < math.ceil(float(np.float32(1 - self.rate)) * 2**23)
-        return materialize(jnp.where(keep, x_HCWN / (1 - self.rate), 0))
+        return jnp.where(keep, x_HCWN / (1 - self.rate), 0)
 
 
 class MaxPool(Layer):

@@ -14,9 +14,7 @@ from jax import lax
 
 
 def _pad(x_HCWN: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Zeros around the images; a negative number crops them."""
-    edges = [(rows, rows, 0), (0, 0, 0), (columns, columns, 0), (0, 0, 0)]
-    return lax.pad(x_HCWN, jnp.zeros((), x_HCWN.dtype), edges)
+    return jnp.pad(x_HCWN, ((rows, rows), (0, 0), (columns, columns), (0, 0)))
 
 
 def _over_rows(function: Callable, count: int, *windowed: tuple[jax.Array, int]) -> Any:
@@ -49,14 +47,12 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     return lax.dot_general(a, b, dims, preferred_element_type=accumulate)
 
 
-@jax.custom_vjp
 def materialize(x: jax.Array) -> jax.Array:
-    """x itself, but computed once, and its gradient too: for what is dear to compute.
+    """x itself, but computed once: for what is dear to compute.
 
-    XLA on CPU fuses whatever it can into each of its consumers and computes it anew in each: a
-    dropout mask, or the gradient of a batch norm, three times in the three shifts of a
-    convolution. It drops optimization barriers before it does so, but never looks into a
-    conditional.
+    XLA on CPU fuses whatever it can into each of its consumers and computes it anew in each, and a
+    slice with a variable start, fused, is read number by number. It drops optimization barriers
+    before it does so, but never looks into a conditional.
     """
     if jax.default_backend() != "cpu":
         return x
@@ -64,9 +60,6 @@ def materialize(x: jax.Array) -> jax.Array:
     finite = x.ravel()[0] < jnp.inf
     nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
     return lax.cond(finite, lambda: x, lambda: jnp.full_like(x, nothing))
-
-
-materialize.defvjp(lambda x: (materialize(x), None), lambda _, gradient: (materialize(gradient),))
 
 
 def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
@@ -89,11 +82,13 @@ def conv2d(
       x_HCWN: (H, I, W, N), any float dtype.
       kernel_HWIO: (kh, kw, I, O), the dtype of x.
       bias_O: (O,), the dtype of x, or None.
-      padding: zeros added on each side of H and W.
+      padding: zeros added on each side of H and W, fewer than kh.
 
     Returns:
       (H+2·padding-kh+1, O, W+2·padding-kw+1, N) in the dtype of x.
     """
+    if padding >= len(kernel_HWIO):
+        raise ValueError(f"padding {padding} must be smaller than the kernel, {len(kernel_HWIO)}")
     return _conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
 
 
@@ -146,7 +141,8 @@ def _conv2d_backward(padding, residuals, dy_HOWN):
 
     dx_HCWN, dmatrix_H = _over_rows(row, height, (padded_HOWN, kh), (padded_HCWN, 1))
     dkernel_HWIO = dmatrix_H.sum(0).reshape(kh, o, kw, i)[::-1].transpose(0, 2, 3, 1)
-    dbias_O = None if bias_O is None else dy_HOWN.sum((0, 2, 3)).astype(bias_O.dtype)
+    # Of the padded array: a second reader of dy would have XLA write it twice.
+    dbias_O = None if bias_O is None else padded_HOWN.sum((0, 2, 3)).astype(bias_O.dtype)
     return dx_HCWN, dkernel_HWIO.astype(kernel_HWIO.dtype), dbias_O
 
 
@@ -183,7 +179,7 @@ def _corners(x_HCWN: jax.Array) -> list[jax.Array]:
 
 
 def _max_pool_forward(x_HCWN: jax.Array):
-    y_HCWN = materialize(functools.reduce(jnp.maximum, _corners(x_HCWN)))
+    y_HCWN = functools.reduce(jnp.maximum, _corners(x_HCWN))
     return y_HCWN, (x_HCWN, y_HCWN)
 
 

@@ -39,7 +39,7 @@ def run_once(recipe: str, cache: Path, folder: Path) -> tuple[float, float, floa
         output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    found = re.search(r"compiled in ([\d.]+) s, ([\d.]+) s after the start", output)
+    found = re.search(r"compiled the first steps in ([\d.]+) s, ([\d.]+) s after the start", output)
     if process.returncode or not found:
         sys.exit(f"{' '.join(command)} failed:\n{output}")
     return float(found[2]), float(found[1]), usage.ru_maxrss / 1e6

@@ -2,10 +2,12 @@
 
 An epoch is cut into segments of a fraction of a second, so that the progress bar moves, Ctrl-C is
 heard and the augmented batches of a segment fit into memory. The last, smaller batch is a segment
-of its own. Each distinct shape is compiled once, before the first step.
+of its own. Each distinct shape is compiled once; what the first step does not need, when its turn
+comes.
 """
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,6 +90,9 @@ def _chunk_steps(full: int, max_steps: int) -> int:
 class Programs:
     """The compiled programs of a run; every state has a leading axis of seeds, S."""
 
+    compile_seconds: float
+    """Spent on compilation so far."""
+
     def __init__(
         self,
         config: Config,
@@ -96,7 +101,8 @@ class Programs:
         train_set: data.Dataset,
         eval_set: data.Dataset,
     ):
-        """Brings the data to the devices and compiles everything that the run will need."""
+        """Brings the data to the devices and compiles what the first step needs."""
+        self.compile_seconds = 0.0
         parts = mesh.shape[parallel.DATA]
         split = make_engine(config, schedule, parallel.DATA if parts > 1 else None)
         whole = make_engine(config, schedule)
@@ -116,23 +122,31 @@ class Programs:
         self._seeds_S = hosts.place(seeds_S, by_seed)
 
         def compiled(function: Callable, *args: Any, mapped: int = 1, donate: tuple = ()):
+            started = time.perf_counter()
             over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
             lowered = jax.jit(over, donate_argnums=donate).lower(*args)
-            return lowered.compile(parallel.compiler_options(mesh))
+            program = lowered.compile(parallel.compiler_options(mesh))
+            self.compile_seconds += time.perf_counter() - started
+            return program
 
-        init = parallel.spread(over_seeds(split.init), mesh)
+        states_of = parallel.spread(over_seeds(split.init), mesh)
         self.abstract_states: TrainState = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_seed),
-            jax.eval_shape(init, self._seeds_S),
+            jax.eval_shape(states_of, self._seeds_S),
         )
         order_SN = jax.ShapeDtypeStruct(
             (config.num_seeds, len(train_set)), jnp.int32, sharding=by_seed
         )
         zero = self._number(0)
         epoch_order = functools.partial(split.epoch_order, size=len(train_set))
-        self._init = compiled(split.init, self._seeds_S)
-        self._order = compiled(epoch_order, self.abstract_states, zero)
-        self._evaluate = compiled(split.evaluate, self.abstract_states, self._eval_set)
+
+        @functools.cache
+        def init():
+            return compiled(split.init, self._seeds_S)
+
+        @functools.cache
+        def evaluate():
+            return compiled(split.evaluate, self.abstract_states, self._eval_set)
 
         @functools.cache
         def train(steps: int, batch_size: int):
@@ -142,9 +156,9 @@ class Programs:
             args = self.abstract_states, order_SN, zero, self._train_set
             return compiled(train_steps, *args, mapped=2, donate=(0,))
 
-        self._train = train
-        for segment in self.segments:
-            self._train(segment.steps, segment.batch_size)
+        self._init, self._train, self._evaluate = init, train, evaluate
+        self._order = compiled(epoch_order, self.abstract_states, zero)
+        self._train(*self.segments[0][1:])
 
     def _number(self, value: int) -> jax.Array:
         return hosts.place(np.array(value, np.int32), self._same)
@@ -156,8 +170,8 @@ class Programs:
     def segments_after(self, steps: int) -> list[Segment]:
         """What remains of an epoch of which ``steps`` steps are done.
 
-        Where these end within a segment (other devices make others), the rest of it is compiled
-        when its turn comes.
+        Where these end within a segment (other devices make others), the rest of it is a shape of
+        its own.
         """
         remaining, before = [], 0
         for segment in self.segments:
@@ -170,7 +184,7 @@ class Programs:
 
     def init(self) -> TrainState:
         """The states before the first step."""
-        return self._init(self._seeds_S)
+        return self._init()(self._seeds_S)
 
     def epoch_order(self, states: TrainState, epoch: int) -> jax.Array:
         """The orders in which ``epoch`` visits the training images: int32 (S, N)."""
@@ -185,4 +199,4 @@ class Programs:
 
     def evaluate(self, states: TrainState) -> Evaluation:
         """Scores the whole evaluation set, for each seed."""
-        return self._evaluate(states, self._eval_set)
+        return self._evaluate()(states, self._eval_set)

@@ -62,15 +62,16 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
             return summary
         report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))
 
-        started = time.perf_counter()
         programs = Programs(config, schedule, mesh, train_data, eval_data)
-        compile_seconds = time.perf_counter() - started
         since_start = time.perf_counter() - jaxmnist.STARTED
-        report.say(f"compiled in {compile_seconds:.1f} s, {since_start:.1f} s after the start\n")
+        report.say(
+            f"compiled the first steps in {programs.compile_seconds:.1f} s, {since_start:.1f} s "
+            "after the start\n"
+        )
 
         states, rows = _fit(config, programs, schedule, files, checkpoints)
 
-        summary = _summarize(config, layers, rows, compile_seconds)
+        summary = _summarize(config, layers, rows, programs.compile_seconds)
         predictions_SN = hosts.fetch(programs.evaluate(states).predictions_N)
         if hosts.is_first():
             curve = publication["epochs"] if publication else None
@@ -215,9 +216,9 @@ def _train_epoch(
 ) -> TrainState:
     """Trains what ``sums`` lacks of an epoch (counted from 1), until its end or a request to stop.
 
-    Uses up ``states``; adds to ``sums``.
+    Uses up ``states``; adds to ``sums``, whose seconds are without compilation.
     """
-    started = time.perf_counter() - sums.seconds
+    started = time.perf_counter() - sums.seconds - programs.compile_seconds
     order_SN = programs.epoch_order(states, epoch)
     for segment in programs.segments_after(sums.steps):
         # Several processes must agree where to stop: only at the end of an epoch.
@@ -231,7 +232,7 @@ def _train_epoch(
         sums.correct_S += correct_SK.sum(1)
         sums.images += segment.images
         sums.steps += segment.steps
-        sums.seconds = time.perf_counter() - started
+        sums.seconds = time.perf_counter() - started - programs.compile_seconds
         progress.update(
             epoch,
             sums.steps,

@@ -1,5 +1,7 @@
 """How an epoch is cut up, and what the compiled programs promise."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -225,24 +227,56 @@ def test_epochs_visit_in_different_orders(programs: Programs):
     assert not np.array_equal(first, second)
 
 
-def test_nothing_is_compiled_after_the_first_epoch(programs: Programs):
-    compiled = []
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """The seconds of each compilation, or search for one in the cache, as they happen."""
+    seconds = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == BACKEND_COMPILE:
-            compiled.append(event)
+            seconds.append(duration_secs)
 
-    states, *_ = train_epoch(programs, programs.init(), 1)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        jax.jit(lambda x: x * 3 + 1)(np.float32(2))
-        assert compiled  # the counter counts
-        compiled.clear()
-        for epoch in (2, 3):
-            states, *_ = train_epoch(programs, states, epoch)
-        assert compiled == []
+        yield seconds
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_is_compiled_after_the_first_epoch(programs: Programs):
+    states, *_ = train_epoch(programs, programs.init(), 1)
+    before = programs.compile_seconds
+    with compilations() as seconds:
+        jax.jit(lambda x: x * 3 + 1)(np.float32(2))
+        assert seconds  # the counter counts
+        seconds.clear()
+        for epoch in (2, 3):
+            states, *_ = train_epoch(programs, states, epoch)
+        assert seconds == []
+    assert programs.compile_seconds == before
+
+
+def test_programs_are_compiled_when_their_turn_comes(mnist: tuple[data.Dataset, data.Dataset]):
+    """Before the first step no more than it needs; every compilation is counted in seconds."""
+    with compilations() as seconds:
+        programs = programs_of(TINY, mnist, (40, 30))
+        assert len(programs.segments) == 2
+        at_first = len(seconds)
+        states = programs.init()
+        order_SN = programs.epoch_order(states, 1)
+        later = []
+        for use in (
+            lambda: programs.train(states, order_SN, programs.segments[0]),
+            lambda: programs.train(programs.init(), order_SN, programs.segments[1]),
+            lambda: programs.evaluate(programs.init()),
+        ):
+            before, spent = len(seconds), programs.compile_seconds
+            use()
+            later.append(len(seconds) - before)
+            assert (programs.compile_seconds > spent) == bool(later[-1])
+    assert at_first >= 2
+    assert later == [0, 1, 1]
+    assert sum(seconds) <= programs.compile_seconds
 
 
 # What the compiled programs hold, and what they do not.
@@ -263,7 +297,7 @@ def train_programs(programs: Programs) -> list[Any]:
 
 
 def all_programs(programs: Programs) -> list[Any]:
-    return [*train_programs(programs), programs._evaluate, programs._order, programs._init]
+    return [*train_programs(programs), programs._evaluate(), programs._order, programs._init()]
 
 
 @pytest.mark.parametrize("name", ["programs", "model3_programs"])
@@ -297,7 +331,7 @@ def test_training_moves_nothing_between_host_and_device(
     programs: Programs, monkeypatch: pytest.MonkeyPatch
 ):
     """But the number where a segment starts, which is sent on purpose."""
-    states = programs.init()
+    states, *_ = train_epoch(programs, programs.init(), 1)  # everything is compiled now
     order_SN = programs.epoch_order(states, 1)
     numbers = {segment.start: programs._number(segment.start) for segment in programs.segments}
     monkeypatch.setattr(programs, "_number", numbers.__getitem__)

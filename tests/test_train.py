@@ -384,6 +384,36 @@ def test_last_smaller_batch_is_trained_on(reference: GetReference):
         assert accuracy * images / 100 == pytest.approx(round(accuracy * images / 100))
 
 
+def test_seconds_are_without_compilation(
+    tmp_path: Path, idx_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By a clock of ours: each segment takes 2 s, compilation 50 s in the last one."""
+    clock, train_segment = itertools.count(), Programs.train
+    now = 0.0
+
+    def train_by_the_clock(self: Programs, states: Any, order_SN: Any, segment: programs.Segment):
+        nonlocal now
+        result = train_segment(self, states, order_SN, segment)
+        now += 2.0
+        if next(clock) == 1:
+            now += 50.0
+            self.compile_seconds += 50.0
+        return result
+
+    class Clock:
+        perf_counter = staticmethod(lambda: now)
+
+    monkeypatch.setattr(train, "time", Clock)
+    monkeypatch.setattr(programs, "time", Clock)
+    monkeypatch.setattr(Programs, "train", train_by_the_clock)
+    with chunks_of(2):
+        config = tiny(idx_folder, num_epochs=1, steps_per_epoch=4)
+        summary = train.run(config, tmp_path / "run")
+    (row,) = rows_of(tmp_path / "run")
+    assert row["seconds"] == summary["train_seconds"] == 4.0
+    assert summary["compile_seconds"] == 50.0
+
+
 def test_divergence_stops_the_run(tmp_path: Path, idx_folder: Path):
     fields = {
         "steps_per_epoch": 4,

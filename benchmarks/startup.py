@@ -39,10 +39,10 @@ def run_once(recipe: str, cache: Path, folder: Path) -> tuple[float, float, floa
         output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    found = re.search(r"compiled the first steps in ([\d.]+) s, ([\d.]+) s after the start", output)
+    found = re.search(r"ready to train ([\d.]+) s .* took ([\d.]+) s", output)
     if process.returncode or not found:
         sys.exit(f"{' '.join(command)} failed:\n{output}")
-    return float(found[2]), float(found[1]), usage.ru_maxrss / 1e6
+    return float(found[1]), float(found[2]), usage.ru_maxrss / 1e6
 
 
 def main() -> None:

@@ -65,8 +65,8 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
         programs = Programs(config, schedule, mesh, train_data, eval_data)
         since_start = time.perf_counter() - jaxmnist.STARTED
         report.say(
-            f"compiled the first steps in {programs.compile_seconds:.1f} s, {since_start:.1f} s "
-            "after the start\n"
+            f"ready to train {since_start:.1f} s after the start, of which compilation took "
+            f"{programs.compile_seconds:.1f} s\n"
         )
 
         states, rows = _fit(config, programs, schedule, files, checkpoints)

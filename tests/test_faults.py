@@ -63,7 +63,7 @@ SHORT = Recipe(epochs=6)
 SEEDS = Recipe(epochs=8, seeds=3, every=2, steps=30)  # in segments of 10
 
 PREPARED = "4,000 images to train"
-COMPILED = "compiled the first steps in"
+COMPILED = "ready to train"
 TRAINS = "train loss"
 
 

@@ -364,6 +364,6 @@ def test_a_chunk_of_model3_fits_into_400_megabytes(model3_programs: Programs):
     (program,) = train_programs(model3_programs)
     memory = program.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    # 37 MB on CPU: 34.5 for the batches and activations, 2.7 for the 3,328 training images; with
-    # all 60,000 it would be 82.
+    # 29 MB on CPU: 26 for the batches and activations, 2.7 for the 3,328 training images; with
+    # all 60,000 it would be 73.
     assert needed < 400e6

@@ -6,8 +6,8 @@ Beside them PyTorch with one seed, the fastest of its variants (see peers.py): i
 after the other, so its total is that of a single one.
 
 Result with --repeats 3, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0,
-thousand images/s: PyTorch 8.9; jaxmnist 21.6 with one seed, 20.5 with 4, 19.2 with 16, 14.6 with
-64, 14.5 with 256.
+thousand images/s: PyTorch 8.1; jaxmnist 21.8 with one seed, 24.8 with 4, 24.5 with 16, 23.1 with
+64, 22.8 with 256.
 """
 
 import argparse

@@ -141,10 +141,6 @@ class Programs:
         epoch_order = functools.partial(split.epoch_order, size=len(train_set))
 
         @functools.cache
-        def init():
-            return compiled(split.init, self._seeds_S)
-
-        @functools.cache
         def evaluate():
             return compiled(split.evaluate, self.abstract_states, self._eval_set)
 
@@ -156,7 +152,8 @@ class Programs:
             args = self.abstract_states, order_SN, zero, self._train_set
             return compiled(train_steps, *args, mapped=2, donate=(0,))
 
-        self._init, self._train, self._evaluate = init, train, evaluate
+        self._train, self._evaluate = train, evaluate
+        self._init = compiled(split.init, self._seeds_S)
         self._order = compiled(epoch_order, self.abstract_states, zero)
         self._train(*self.segments[0][1:])
 
@@ -184,7 +181,7 @@ class Programs:
 
     def init(self) -> TrainState:
         """The states before the first step."""
-        return self._init()(self._seeds_S)
+        return self._init(self._seeds_S)
 
     def epoch_order(self, states: TrainState, epoch: int) -> jax.Array:
         """The orders in which ``epoch`` visits the training images: int32 (S, N)."""

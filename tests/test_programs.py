@@ -274,7 +274,7 @@ def test_programs_are_compiled_when_their_turn_comes(mnist: tuple[data.Dataset, 
             use()
             later.append(len(seconds) - before)
             assert (programs.compile_seconds > spent) == bool(later[-1])
-    assert at_first >= 2
+    assert at_first >= 3  # the first states, the order of the epoch, its first segment
     assert later == [0, 1, 1]
     assert sum(seconds) <= programs.compile_seconds
 
@@ -297,7 +297,7 @@ def train_programs(programs: Programs) -> list[Any]:
 
 
 def all_programs(programs: Programs) -> list[Any]:
-    return [*train_programs(programs), programs._evaluate(), programs._order, programs._init()]
+    return [*train_programs(programs), programs._evaluate(), programs._order, programs._init]
 
 
 @pytest.mark.parametrize("name", ["programs", "model3_programs"])

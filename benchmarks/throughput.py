@@ -9,8 +9,8 @@ the compilation and is shown apart. The ratio is jaxmnist's median over the best
 
 Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, three runs of 5
 repeats: ratio 2.6 to 2.8 for model3, 2.7 to 2.9 for compact_tiny, 2.2 to 2.5 for lightweight, 2.1
-to 2.6 for model1, 1.8 to 2.0 for efficient, compact and compact_sgd, 1.6 to 1.7 for net8k, 1.5 to
-1.6 for model2; 4 to 7 times stock Flax. The table is in the README.
+to 2.6 for model1, 1.8 to 2.0 for efficient, compact and compact_sgd, 1.6 to 1.7 for net8k, 1.48
+to 1.55 for model2; 4 to 7 times stock Flax. The table is in the README.
 """
 
 import argparse

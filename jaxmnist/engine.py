@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jaxmnist import augment, models, optim, prng
+from jaxmnist import augment, models, optim, prng, target
 from jaxmnist.config import Config
 
 EVAL_BATCH = 500  # of each device; on a CPU nothing else in a run takes as much memory
@@ -263,13 +263,10 @@ def _sum_over(tree: Any, axis_name: str) -> Any:
 
 
 def _each(function: Callable) -> Callable:
-    """Maps ``function`` over the leading axis of all its arguments.
-
-    On CPU one entry after the other, which keeps the caches warm; on accelerators all at once.
-    """
+    """Maps ``function`` over the leading axis of all its arguments, in the target's form."""
 
     def each(*args):
-        if jax.default_backend() == "cpu":
+        if target.current().one_by_one:
             return lax.map(lambda entry: function(*entry), args)
         return jax.vmap(function)(*args)
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmnist import target
+
 
 def _pad(x_HCWN: jax.Array, rows: int, columns: int) -> jax.Array:
     return jnp.pad(x_HCWN, ((rows, rows), (0, 0), (columns, columns), (0, 0)))
@@ -22,7 +24,7 @@ def _over_rows(function: Callable, count: int, *windowed: tuple[jax.Array, int])
 
     ``windowed``: arrays whose first axis is H, each with the number of rows in its window.
     """
-    if jax.default_backend() == "cpu":
+    if target.current().one_by_one:
 
         def at(row: jax.Array) -> Any:
             return function(*(lax.dynamic_slice_in_dim(a, row, size) for a, size in windowed))
@@ -43,6 +45,8 @@ def _width_shifts(x_CWN: jax.Array, count: int) -> jax.Array:
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """a·b over axis ``contract[0]`` of a and ``contract[1]`` of b, summed in at least float32."""
     accumulate = jnp.promote_types(a.dtype, jnp.float32)
+    if not target.current().bfloat16_products:
+        a, b = a.astype(accumulate), b.astype(accumulate)
     dims = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, dims, preferred_element_type=accumulate)
 
@@ -54,7 +58,7 @@ def materialize(x: jax.Array) -> jax.Array:
     slice with a variable start, fused, is read number by number. It drops optimization barriers
     before it does so, but never looks into a conditional.
     """
-    if jax.default_backend() != "cpu":
+    if not target.current().materializes:
         return x
     # What the compiler cannot know. NaN means divergence anyway; integers are always finite.
     finite = x.ravel()[0] < jnp.inf
@@ -147,12 +151,12 @@ def _conv2d_backward(padding, residuals, dy_HOWN):
 
 
 def _fill_tile(matrix: jax.Array) -> jax.Array:
-    """Zero rows up to a multiple of 16 where these add less than a fifth.
+    """Zero rows up to a multiple of the target's ``tile_rows`` where these add less than a fifth.
 
-    A weight gradient over 30, 54 or 60 rows takes half as long again as one over 32 or 64.
+    On a CPU a weight gradient over 30, 54 or 60 rows takes half as long again as one over 32 or 64.
     """
-    missing = -len(matrix) % 16
-    if jax.default_backend() != "cpu" or missing * 5 >= len(matrix):
+    missing = -len(matrix) % target.current().tile_rows
+    if missing == 0 or missing * 5 >= len(matrix):
         return matrix
     return jnp.concatenate([matrix, jnp.zeros((missing, matrix.shape[1]), matrix.dtype)])
 

@@ -13,12 +13,11 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxmnist import target
 from jaxmnist.config import Config
 from jaxmnist.errors import UserError
 
 SEED, DATA = "seed", "data"
-
-MIN_CPU_PART = 32  # images of a batch that keep a core busy longer than the others wait for it
 
 
 def use_every_core() -> None:
@@ -41,10 +40,9 @@ def _cores() -> int:
 def make_mesh(config: Config) -> Mesh:
     """The mesh that ``config.mesh`` asks for, out of the devices there are.
 
-    Where a field is 0: as many devices along ``seed`` as share the seeds evenly; then, on a CPU,
-    as many along ``data`` as share the batch evenly with ``MIN_CPU_PART`` images or more each. On
-    accelerators a step is too short to be worth splitting. A run of several processes takes all
-    their devices.
+    Where a field is 0: as many devices along ``seed`` as share the seeds evenly; then as many along
+    ``data`` as share the batch evenly, each with the target's ``min_part`` images or more. A run of
+    several processes takes all their devices.
 
     Raises:
       UserError: where the devices are too few, or cannot share seeds or batch evenly.
@@ -61,7 +59,8 @@ def make_mesh(config: Config) -> Mesh:
         )
     seed = seed or _largest_divisor(config.num_seeds, available // max(data, 1))
     if not data:
-        parts = config.batch_size // MIN_CPU_PART if jax.default_backend() == "cpu" else 1
+        min_part = target.current().min_part
+        parts = config.batch_size // min_part if min_part else 1
         parts = available if several else parts
         data = _largest_divisor(config.batch_size, min(available // seed, parts))
     if seed * data > available:
@@ -119,5 +118,5 @@ def spread(function: Callable, mesh: Mesh, mapped: int = 1) -> Callable:
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
     """Where each core is a device, an operation has no further core to use."""
-    alone = jax.default_backend() == "cpu" and mesh.size > 1
+    alone = target.current().cores_are_devices and mesh.size > 1
     return {"xla_cpu_multi_thread_eigen": False} if alone else {}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmnist import data, hosts, optim, parallel
+from jaxmnist import data, hosts, optim, parallel, target
 from jaxmnist.config import Config
 from jaxmnist.engine import (
     Evaluation,
@@ -27,9 +27,6 @@ from jaxmnist.engine import (
     over_seeds,
 )
 from jaxmnist.errors import UserError
-
-CPU_CHUNK_STEPS = 32
-ACCELERATOR_CHUNK_STEPS = 128
 
 
 class Segment(NamedTuple):
@@ -107,12 +104,8 @@ class Programs:
         split = make_engine(config, schedule, parallel.DATA if parts > 1 else None)
         whole = make_engine(config, schedule)
         local_seeds = config.num_seeds // mesh.shape[parallel.SEED]
-        on_cpu = jax.default_backend() == "cpu"
-        self.segments = plan_epoch(
-            len(train_set),
-            config,
-            max(1, CPU_CHUNK_STEPS // local_seeds) if on_cpu else ACCELERATOR_CHUNK_STEPS,
-        )
+        form = target.current()
+        self.segments = plan_epoch(len(train_set), config, form.steps_of(local_seeds))
         by_seed, self._same = parallel.per_seed(mesh), parallel.everywhere(mesh)
         self._train_set, self._eval_set = (
             Images(*(hosts.place(a, self._same) for a in (part.images_NHW, part.labels_N)))
@@ -124,8 +117,9 @@ class Programs:
         def compiled(function: Callable, *args: Any, mapped: int = 1, donate: tuple = ()):
             started = time.perf_counter()
             over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
-            lowered = jax.jit(over, donate_argnums=donate).lower(*args)
-            program = lowered.compile(parallel.compiler_options(mesh))
+            with target.form(form):  # some are compiled later
+                lowered = jax.jit(over, donate_argnums=donate).lower(*args)
+                program = lowered.compile(parallel.compiler_options(mesh))
             self.compile_seconds += time.perf_counter() - started
             return program
 

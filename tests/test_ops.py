@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxmnist import ops
+from jaxmnist import ops, target
 from jaxmnist.ops import conv2d
 
 
@@ -79,9 +79,9 @@ def test_conv_refuses_padding_that_is_wider_than_the_kernel():
 
 
 @pytest.mark.parametrize("inputs", [1, 10])
-def test_conv_in_the_form_for_accelerators_as_xla(monkeypatch, inputs):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert_conv_as_xla((3, 3), 1, (inputs, 4, 5, 6, 2))
+def test_conv_in_the_form_for_accelerators_as_xla(inputs):
+    with target.form(target.ACCELERATOR):
+        assert_conv_as_xla((3, 3), 1, (inputs, 4, 5, 6, 2))
 
 
 @pytest.mark.parametrize("kernel_size", [(2, 3), (3, 2)])
@@ -92,7 +92,8 @@ def test_oblong_conv_as_xla(kernel_size):
 @pytest.mark.parametrize("inputs", [10, 18, 20])
 def test_conv_as_xla_where_a_matrix_is_filled_up(inputs):
     """30, 54 and 60 rows: the weight gradient is computed of 32 and 64."""
-    assert ops._fill_tile(jnp.ones((3 * inputs, 1))).shape[0] % 16 == 0
+    with target.form(target.CPU):
+        assert ops._fill_tile(jnp.ones((3 * inputs, 1))).shape[0] % 16 == 0
     assert_conv_as_xla((3, 3), 1, (inputs, 4, 5, 6, 2))
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmnist import data, models, optim, parallel
+from jaxmnist import data, models, optim, parallel, target
 from jaxmnist.config import Config, default_config
 from jaxmnist.engine import make_engine
 from jaxmnist.errors import UserError
-from jaxmnist.programs import CPU_CHUNK_STEPS, Programs, Segment, plan_epoch
+from jaxmnist.programs import Programs, Segment, plan_epoch
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -67,7 +67,7 @@ def test_mnist_is_469_steps_and_the_last_batch_has_96():
 
 
 def test_mnist_in_chunks_on_a_cpu():
-    segments = plan_epoch(60_000, config_with(), CPU_CHUNK_STEPS)
+    segments = plan_epoch(60_000, config_with(), target.CPU.steps_of(1))
     assert sum(segment.steps for segment in segments) == 469
     assert segments[-1] == Segment(59_904, 1, 96)
     assert {segment[1:] for segment in segments} == {(26, 128), (1, 96)}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from workdirs import rows_of, without_timing
 
-from jaxmnist import programs, saved_run, train
+from jaxmnist import programs, saved_run, target, train
 from jaxmnist.checkpoint import Checkpoints, Record
 from jaxmnist.config import Config, default_config
 from jaxmnist.errors import DivergenceError, Stopped, UserError
@@ -85,12 +85,8 @@ def tiny(idx_folder: Path, **fields: Any) -> Config:
     )
 
 
-@contextlib.contextmanager
-def chunks_of(steps: int) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("CPU_CHUNK_STEPS", "ACCELERATOR_CHUNK_STEPS"):
-            patch.setattr(programs, name, steps)
-        yield
+def chunks_of(steps: int) -> contextlib.AbstractContextManager:
+    return target.form(target.current()._replace(chunk_steps=steps))
 
 
 @contextlib.contextmanager

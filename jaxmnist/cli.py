@@ -17,7 +17,7 @@ import platformdirs
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxmnist import config, hosts, signals
+from jaxmnist import config, hosts, recipes, signals
 from jaxmnist.errors import DivergenceError, Stopped, StorageError, UserError
 
 _LONGEST_ARGUMENT = 3000  # Python cannot print integers of more than 4300 digits
@@ -41,6 +41,7 @@ def run(
     """
     sys.unraisablehook = _insist_on_ctrl_c
     signals.raise_on_ctrl_c()
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × and ─ shows ?
@@ -89,6 +90,19 @@ def run(
         sys.exit(_complain(on_interrupt, 130))
 
 
+def _replace_closed_streams() -> None:
+    """What is said into a closed stdout or stderr (``>&-``) is lost, as in /dev/null.
+
+    Python makes it None; its number would be that of the next file that is opened.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+            if not os.path.exists(f"/dev/fd/{number}"):
+                os.dup2(nowhere.fileno(), number)
+            setattr(sys, name, nowhere)
+
+
 def _give_up_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -131,7 +145,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues) -> None:
 def define_recipe(flag_values: flags.FlagValues) -> flags.FlagHolder[Any]:
     """The flag --config, with a flag --config.FIELD for each field of the recipe."""
     return config_flags.DEFINE_config_file(
-        "config", None, "The recipe: one of configs/*.py.", flag_values=flag_values
+        "config", None, "The recipe: a name or a file.", flag_values=flag_values
     )
 
 
@@ -146,7 +160,7 @@ def parse_with_recipe(argv: list[str], flag_values: flags.FlagValues) -> None:
     Raises:
       UserError: as ``parse_flags``; and where the recipe is missing, broken or lacks a field.
     """
-    file = _recipe_file(argv)
+    argv, file = _with_recipe_file(argv)
     for argument in argv[1:]:
         field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if field and field[1] not in config.FIELDS:
@@ -164,24 +178,35 @@ def parse_with_recipe(argv: list[str], flag_values: flags.FlagValues) -> None:
         raise UserError(f"--config {file}: get_config() must return a ConfigDict, not {recipe!r}")
 
 
-def _recipe_file(argv: list[str]) -> str:
-    """The value of --config, checked here: ml_collections accepts it and fails later."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+def _with_recipe_file(argv: list[str]) -> tuple[list[str], str]:
+    """The arguments with a file as the value of --config, and that file.
+
+    It is checked here: ml_collections accepts any and fails later.
+    """
+    for place, argument in enumerate(argv):
         if flag := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
-            file = following if flag[1] is None else flag[1]
+            given, rest = flag[1], argv[place + 1 :]
+            if given is None:
+                given, rest = "".join(rest[:1]), rest[1:]
+            file = given
             if not os.path.isfile(file.partition(":")[0]):
-                raise UserError(
-                    f"--config {file!r} is no file: name a recipe, for example configs/model3.py"
-                )
-            return file
-    raise UserError("--config is missing: name a recipe, for example configs/model3.py")
+                if given not in recipes.names():
+                    raise UserError(
+                        f"--config {given!r} is neither a file nor one of the packaged recipes: "
+                        f"{', '.join(recipes.names())}"
+                    )
+                file = str(recipes.path(given))
+            return [*argv[:place], f"--config={file}", *rest], file
+    raise UserError(
+        f"--config is missing: name a recipe's file or one of {', '.join(recipes.names())}"
+    )
 
 
 def _broken_recipe(file: str, error: BaseException) -> UserError:
     while error.__context__:  # ml_collections wraps what the recipe raised in its whole traceback
         error = error.__context__
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"--config {file}: {reason}: mend the recipe, or name one of configs/*.py")
+    return UserError(f"--config {file}: {reason}: mend the recipe, or name another")
 
 
 def _complain(message: object, exit_code: int) -> int:

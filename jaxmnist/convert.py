@@ -23,14 +23,15 @@ from jaxmnist.workdir import Workdir
 
 _USAGE = """Carries weights from PyTorch to a run and back.
 
-  python -m jaxmnist.convert --config configs/model3.py --from weights.pth --to DIR
+  python -m jaxmnist.convert --config model3 --from weights.pth --to DIR
   python -m jaxmnist.convert --from DIR --to weights.pth [--checkpoint best|last|EPOCH] [--seed N]
 
   A file is .pth, .pt (both need PyTorch) or .safetensors. Its tensors are named as those of a
   torch module that holds the layers in an nn.Sequential called layers: layers.0.weight, …
   A .pth file with other names is taken too, if its tensors agree in order, kind and shape.
 
-  --config FILE       the recipe that the weights belong to; jaxmnist.main trains on from them
+  --config RECIPE     name or file of the recipe that the weights belong to; jaxmnist.main trains
+                      on from them
   --from, --to        a file of weights and the folder of a run, in either direction
   --checkpoint WHICH  of the run: best, last (the default) or an epoch
   --seed SEED         which of the run's seeds; default: the first

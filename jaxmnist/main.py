@@ -11,15 +11,17 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxmnist import cli, config, hosts, parallel, train
+from jaxmnist import cli, config, hosts, parallel, recipes, train
 from jaxmnist.errors import UserError
 
 _USAGE = """Trains one of the compact MNIST networks.
 
-  python -m jaxmnist.main --config configs/model3.py [--workdir DIR] [--config.FIELD=VALUE ...]
+  python -m jaxmnist.main --config model3 [--workdir DIR] [--config.FIELD=VALUE ...]
 
-  --config FILE    the recipe, one of configs/*.py
-  --workdir DIR    where everything is written; default runs/<name of the recipe's file>.
+  --config RECIPE  the name of a packaged recipe:
+                   {recipes}
+                   or a file of your own, like those in configs/
+  --workdir DIR    where everything is written; default runs/<name of the recipe>.
                    A run that is there already is taken up where it stopped.
   --restart        begin anew; what is in the workdir is moved aside, not deleted
   --help           this text
@@ -83,6 +85,6 @@ if __name__ == "__main__":
     cli.run(
         _train,
         _parse,
-        _USAGE + config.help_text(),
+        _USAGE.format(recipes=", ".join(recipes.names())) + config.help_text(),
         "interrupted; the same command goes on from the newest checkpoint",
     )

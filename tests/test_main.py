@@ -80,9 +80,12 @@ def get_config():
 
 # Arguments, and what the one line on stderr must name. RECIPES and WORKDIRS stand for folders.
 REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "no recipe": ((), ("--config", "configs/model3.py")),
+    "no recipe": ((), ("--config is missing", "model3")),
     "empty recipe": (("--config=",), ("--config",)),
-    "missing recipe": (("--config=nowhere/model9.py",), ("--config", "nowhere/model9.py")),
+    "missing recipe": (
+        ("--config=nowhere/model9.py",),
+        ("--config", "nowhere/model9.py", "packaged recipes: compact, "),
+    ),
     "syntax error": (("--config=RECIPES/syntax.py",), ("syntax.py", "line 1")),
     "recipe raises": (("--config=RECIPES/raises.py",), ("raises.py", "the reason")),
     "recipe of nothing": (("--config=RECIPES/none.py",), ("none.py", "get_config")),
@@ -217,7 +220,7 @@ def test_refused_workdirs_are_untouched(outcome: GetOutcome, material: Mapping[s
 def test_help_lists_every_field(outcome: GetOutcome):
     done = outcome("help")
     assert (done.exit_code, done.stderr) == (0, "")
-    for flag in ("config FILE", "workdir DIR", "restart", "coordinator HOST:PORT"):
+    for flag in ("config RECIPE", "workdir DIR", "restart", "coordinator HOST:PORT"):
         assert f"\n  --{flag} " in done.stdout
     for flag in ("num_processes N", "process_id I"):
         assert f"\n  --{flag} " in done.stdout

@@ -1,4 +1,4 @@
-"""The peers that the speed benchmarks run side by side.
+"""The peers that the speed benchmarks run side by side; PyTorch's are in torch_peers.py.
 
 All train the same network on the same images in memory with the same recipe: augmentation, dropout,
 optimizer, schedule, batch 128. Each is a function that prepares everything and returns another one,
@@ -6,9 +6,6 @@ which runs so many steps and waits for the last.
 """
 
 import functools
-import math
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the networks in torch are there
-from torch_parity import CONFIGS, load_config
-from torch_reference import TORCH_NETWORKS, TorchRecipe
+from torch_peers import A_SEED_EACH, ALONE, DEVICE, ONE_NETWORK, Run, load_config
 
 from jaxmnist import augment, data, layers, models, optim, parallel, prng
 from jaxmnist.config import Config
 from jaxmnist.programs import Programs
 
-__all__ = ["CONFIGS", "TORCH", "TORCH_DEVICE", "Run", "flax", "hardware", "jaxmnist", "load_config"]
-
-TORCH_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-Run = Callable[[], None]
+__all__ = ["ALONE", "A_SEED_EACH", "ONE_NETWORK", "Run", "flax", "hardware", "jaxmnist"]
+__all__ += ["load_config"]
 
 
 def hardware() -> str:
     """Processor or GPU, by the name it gives itself."""
-    if TORCH_DEVICE.type == "cuda":
+    if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -63,71 +54,6 @@ def jaxmnist(config: Config, train: data.Dataset, steps: int) -> Run:
             np.asarray(metrics.loss)
 
     return run
-
-
-# PyTorch.
-
-
-def _torch_augmented(images: torch.Tensor, degrees: float, translate: float) -> torch.Tensor:
-    """Rotates and shifts a whole batch at once: far faster than torchvision, image by image."""
-    if degrees == 0 and translate == 0:
-        return images
-    size, device = len(images), images.device
-    radians = (torch.rand(size, device=device) * 2 - 1) * (degrees * math.pi / 180)
-    # In affine_grid's units the image is 2 wide.
-    shift = (torch.rand(2, size, device=device) * 2 - 1) * 2 * translate
-    cos, sin = radians.cos(), radians.sin()
-    rows = [torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)]
-    grid = torch.nn.functional.affine_grid(
-        torch.stack(rows, 1), list(images.shape), align_corners=False
-    )
-    return torch.nn.functional.grid_sample(images, grid, mode="nearest", align_corners=False)
-
-
-def _torch(
-    config: Config,
-    train: data.Dataset,
-    steps: int,
-    *,
-    channels_last: bool = False,
-    compile_mode: str | None = None,
-) -> Run:
-    network = TORCH_NETWORKS[config.model](config.dropout).to(TORCH_DEVICE).train()
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    recipe = TorchRecipe(config.recipe, network.parameters(), steps_per_epoch=10**9)
-    forward = network
-    if compile_mode:
-        torch._dynamo.reset()
-        forward = torch.compile(network, mode=compile_mode)
-    images = torch.from_numpy(train.images_NHW).to(TORCH_DEVICE)
-    labels = torch.from_numpy(train.labels_N).long().to(TORCH_DEVICE)
-
-    def run() -> None:
-        order = torch.randperm(len(images), device=TORCH_DEVICE)
-        loss = torch.zeros(())
-        for step in range(steps):
-            index = order[step * config.batch_size : (step + 1) * config.batch_size]
-            batch = ((images[index].float() / 255 - models.MEAN) / models.STD)[:, None]
-            batch = _torch_augmented(batch, config.augment.rotate_degrees, config.augment.translate)
-            if channels_last:
-                batch = batch.to(memory_format=torch.channels_last)
-            recipe.optimizer.zero_grad()
-            loss = recipe.loss(forward(batch), labels[index])
-            loss.backward()
-            recipe.optimizer.step()
-        loss.item()
-
-    return run
-
-
-TORCH: dict[str, Callable[[Config, data.Dataset, int], Run]] = {
-    "eager": _torch,
-    "channels-last": functools.partial(_torch, channels_last=True),
-    "compile": functools.partial(_torch, compile_mode="default"),
-}
-if TORCH_DEVICE.type == "cuda":
-    TORCH["cuda graphs"] = functools.partial(_torch, compile_mode="reduce-overhead")
 
 
 # Stock Flax.

@@ -2,8 +2,8 @@
 
     python benchmarks/seeds.py [--recipe model3] [--seeds 1 4 16 64 256] [--repeats 5]
 
-Beside them PyTorch with one seed, the fastest of its variants (see peers.py): it trains seeds one
-after the other, so its total is that of a single one.
+Beside them the fastest of PyTorch's variants (see torch_peers.py): one seed in one process, and on
+a CPU a seed in each of as many processes as there are cores, of one thread each.
 
 Result with --repeats 3, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0,
 thousand images/s: PyTorch 8.1; jaxmnist 21.8 with one seed, 24.8 with 4, 24.5 with 16, 23.1 with
@@ -19,7 +19,7 @@ import jax
 import peers
 import torch
 
-from jaxmnist import data, parallel, published
+from jaxmnist import data, parallel, published, target
 
 
 def rates(run: peers.Run, images: int, repeats: int) -> list[float]:
@@ -61,25 +61,30 @@ def main() -> None:
     print("| seeds | devices, seed × data | median | spread | times PyTorch | device memory, MB |")
     print("| --: | --- | --: | --- | --: | --: |")
     steps = 32
-    torch_rates = {
-        name: rates(
-            prepare(peers.load_config(arguments.recipe), train, steps),
-            steps * config.batch_size,
-            arguments.repeats,
-        )
-        for name, prepare in peers.TORCH.items()
-    }
-    best = max(torch_rates, key=lambda name: statistics.median(torch_rates[name]))
-    print(f"| 1 | PyTorch, {best} | {_cells(torch_rates[best])} | 1.0 | |", flush=True)
+    images, cores = steps * config.batch_size, torch.get_num_threads()
+    best_rate = 0.0
+    for seeds, variants in ((1, peers.ALONE), (cores, peers.A_SEED_EACH)):
+        torch_rates = {
+            name: rates(
+                prepare(peers.load_config(arguments.recipe), train, steps),
+                seeds * images,
+                arguments.repeats,
+            )
+            for name, prepare in variants.items()
+        }
+        if torch_rates:
+            best = max(torch_rates, key=lambda name: statistics.median(torch_rates[name]))
+            best_rate = max(best_rate, statistics.median(torch_rates[best]))
+            print(f"| {seeds} | PyTorch, {best} | {_cells(torch_rates[best])} | | |", flush=True)
     for num_seeds in arguments.seeds:
         config = peers.load_config(arguments.recipe)
         config.num_seeds, config.precision = num_seeds, arguments.precision
         mesh = parallel.make_mesh(config).shape
         # On a CPU a step of hundreds of seeds takes seconds, and fewer will do.
-        steps = 128 if jax.default_backend() != "cpu" else max(2, 64 // num_seeds)
+        steps = max(2, 2 * target.current().steps_of(num_seeds))
         images = steps * config.batch_size * num_seeds
         found = rates(peers.jaxmnist(config, train, steps), images, arguments.repeats)
-        ratio = statistics.median(found) / statistics.median(torch_rates[best])
+        ratio = statistics.median(found) / best_rate
         devices = f"{mesh[parallel.SEED]} × {mesh[parallel.DATA]}"
         row = f"| {num_seeds} | {devices} | {_cells(found)} | {ratio:.1f} | {_peak_memory()} |"
         print(row, flush=True)

@@ -28,7 +28,7 @@ from jaxmnist import published
 def run_once(recipe: str, cache: Path, folder: Path) -> tuple[float, float, float]:
     """Seconds to the first step, seconds of compilation in it, peak memory in GB."""
     command = [
-        *(sys.executable, "-m", "jaxmnist.main", "--config", str(peers.CONFIGS / f"{recipe}.py")),
+        *(sys.executable, "-m", "jaxmnist.main", "--config", recipe),
         *("--workdir", str(folder / "run"), "--restart"),
         "--config.num_epochs=1",  # whole, or the program of its last batch would be missing
     ]

@@ -2,15 +2,13 @@
 
     python benchmarks/throughput.py [--recipes model3 …] [--repeats 7] [--json FILE]
 
-The peers (see peers.py): jaxmnist's own programs; PyTorch eager, eager in channels-last,
-torch.compile, and on a GPU with CUDA graphs; flax.linen with its own Conv. Each repeat runs all of
-them once, 32 steps each, so that what else the machine does hits all alike. The first repeat holds
-the compilation and is shown apart. The ratio is jaxmnist's median over the best PyTorch median.
-
-Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, three runs of 5
-repeats: ratio 2.6 to 2.8 for model3, 2.7 to 2.9 for compact_tiny, 2.2 to 2.5 for lightweight, 2.1
-to 2.6 for model1, 1.8 to 2.0 for efficient, compact and compact_sgd, 1.6 to 1.7 for net8k, 1.48
-to 1.55 for model2; 4 to 7 times stock Flax. The table is in the README.
+The peers: jaxmnist's own programs; PyTorch eager, eager in channels-last and torch.compile, each in
+one process and, on a CPU, in one process of one thread a core that average their gradients (see
+torch_peers.py), on a GPU also with CUDA graphs; flax.linen with its own Conv. Each repeat runs all
+of them once, 32 steps each, so that what else the machine does hits all alike. The first repeat
+holds the compilation and is shown apart. The ratio is jaxmnist's median over the best PyTorch
+median. GFLOP/s are those of jaxmnist's matrix products, beside what bare float32 products of
+1024×1024 reach on the same cores in the same repeats.
 """
 
 import argparse
@@ -21,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import arithmetic
 import flax as flax_library
 import jax
 import peers
@@ -28,10 +27,17 @@ import torch
 
 from jaxmnist import data, parallel, published
 
-PEERS = {"jaxmnist": peers.jaxmnist, **peers.TORCH, "flax": peers.flax}
+TORCH = {**peers.ALONE, **peers.ONE_NETWORK}
+PEERS = {"jaxmnist": peers.jaxmnist, **TORCH, "flax": peers.flax}
 
 
-def measure(recipe: str, train: data.Dataset, repeats: int, steps: int) -> dict[str, Any]:
+def _spread(found: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+
+
+def measure(
+    recipe: str, train: data.Dataset, bare: arithmetic.BareProducts, repeats: int, steps: int
+) -> dict[str, Any]:
     """Median, smallest and largest images/s and the seconds of the first repeat, of every peer."""
     runs, first = {}, {}
     for name, prepare in PEERS.items():
@@ -39,37 +45,53 @@ def measure(recipe: str, train: data.Dataset, repeats: int, steps: int) -> dict[
         runs[name] = prepare(peers.load_config(recipe), train, steps)
         runs[name]()
         first[name] = time.perf_counter() - started
-    images = steps * peers.load_config(recipe).batch_size
+    config = peers.load_config(recipe)
+    images = steps * config.batch_size
     rates: dict[str, list[float]] = {name: [] for name in runs}
+    bare_gflops = []
     for _ in range(repeats):
         for name, run in runs.items():
             started = time.perf_counter()
             run()
             rates[name].append(images / (time.perf_counter() - started))
+        bare_gflops.append(bare.gflops())
     figures = {
-        name: {
-            "median": statistics.median(found),
-            "min": min(found),
-            "max": max(found),
-            "first_seconds": first[name],
-        }
-        for name, found in rates.items()
+        name: {**_spread(found), "first_seconds": first[name]} for name, found in rates.items()
     }
-    best_torch = max(peers.TORCH, key=lambda name: figures[name]["median"])
+    best_torch = max(TORCH, key=lambda name: figures[name]["median"])
+    median = figures["jaxmnist"]["median"]
     return {
         "recipe": recipe,
         "peers": figures,
         "best_torch": best_torch,
-        "ratio": figures["jaxmnist"]["median"] / figures[best_torch]["median"],
+        "ratio": median / figures[best_torch]["median"],
+        "gflops": median * arithmetic.flops_per_image(config.model) / 1e9,
+        "bare_gflops": _spread(bare_gflops),
     }
 
 
 def _row(result: dict[str, Any]) -> str:
+    figures = result["peers"]
+
+    def cell(*names: str) -> str:
+        if not names:
+            return "–"
+        best = max(names, key=lambda name: figures[name]["median"])
+        f = figures[best]
+        called = f" {best.removeprefix('DDP, ')}" if len(names) > 1 else ""
+        return f"{f['median'] / 1000:.1f} ({f['min'] / 1000:.1f} to {f['max'] / 1000:.1f}){called}"
+
+    share = 100 * result["gflops"] / result["bare_gflops"]["median"]
     cells = [
-        f"{f['median'] / 1000:.1f} ({f['min'] / 1000:.1f} to {f['max'] / 1000:.1f})"
-        for f in result["peers"].values()
+        f"`{result['recipe']}`",
+        cell("jaxmnist"),
+        cell(*peers.ALONE),
+        cell(*peers.ONE_NETWORK),
+        cell("flax"),
+        f"{result['ratio']:.2f}",
+        f"{result['gflops']:.0f}, {share:.0f} %",
     ]
-    return f"| {result['recipe']} | {' | '.join(cells)} | {result['ratio']:.2f} |"
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -83,6 +105,7 @@ def main() -> None:
 
     parallel.use_every_core()
     train, _ = data.load("mnist", "train/test")
+    bare = arithmetic.BareProducts()
     header = {
         "date": datetime.date.today().isoformat(),
         "hardware": peers.hardware(),
@@ -94,15 +117,22 @@ def main() -> None:
     }
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print("thousand images/s: median (smallest to largest); ratio to the best PyTorch variant\n")
-    print(f"| recipe | {' | '.join(PEERS)} | ratio |\n| --- {'| --: ' * (len(PEERS) + 1)}|")
+    columns = ["recipe", "jaxmnist", "PyTorch, one process", "PyTorch, a process a core", "flax"]
+    print(f"| {' | '.join(columns)} | ratio | GFLOP/s, of bare products |")
+    print(f"| --- {'| --: ' * (len(columns) + 1)}|")
     results = []
     for recipe in arguments.recipes:
-        results.append(measure(recipe, train, arguments.repeats, arguments.steps))
+        results.append(measure(recipe, train, bare, arguments.repeats, arguments.steps))
         print(_row(results[-1]), flush=True)
-    print("\nseconds until the first repeat was done, compilation included:")
+    bare_gflops = [result["bare_gflops"]["median"] for result in results]
+    print(f"\nbare products: {min(bare_gflops):.0f} to {max(bare_gflops):.0f} GFLOP/s")
+    print("\nthousand images/s of every variant, and seconds until its first repeat was done:")
     for result in results:
-        seconds = (f"{name} {f['first_seconds']:.1f}" for name, f in result["peers"].items())
-        print(f"  {result['recipe']:<13} {', '.join(seconds)}")
+        seconds = (
+            f"{name} {f['median'] / 1000:.1f} ({f['first_seconds']:.1f} s)"
+            for name, f in result["peers"].items()
+        )
+        print(f"  {result['recipe']:<13} {'; '.join(seconds)}")
     if arguments.json:
         arguments.json.write_text(json.dumps({**header, "results": results}, indent=1) + "\n")
 

@@ -84,6 +84,14 @@ def _chunk_steps(full: int, max_steps: int) -> int:
     return min(full, max_steps)
 
 
+def trace(
+    function: Callable, mesh: Mesh, *args: Any, mapped: int = 1, donate: tuple[int, ...] = ()
+) -> jax.stages.Traced:
+    """The program that maps ``function`` over the seeds in its first ``mapped`` arguments."""
+    over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
+    return jax.jit(over, donate_argnums=donate).trace(*args)
+
+
 class Programs:
     """The compiled programs of a run; every state has a leading axis of seeds, S."""
 
@@ -114,12 +122,11 @@ class Programs:
         seeds_S = np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32)
         self._seeds_S = hosts.place(seeds_S, by_seed)
 
-        def compiled(function: Callable, *args: Any, mapped: int = 1, donate: tuple = ()):
+        def compiled(function: Callable, *args: Any, **options: Any):
             started = time.perf_counter()
-            over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
             with target.form(form):  # some are compiled later
-                lowered = jax.jit(over, donate_argnums=donate).lower(*args)
-                program = lowered.compile(parallel.compiler_options(mesh))
+                traced = trace(function, mesh, *args, **options)
+                program = traced.lower().compile(parallel.compiler_options(mesh))
             self.compile_seconds += time.perf_counter() - started
             return program
 

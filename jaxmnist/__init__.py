@@ -2,7 +2,7 @@
 
 import time
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 STARTED = time.perf_counter()
 """When the package was imported, before the libraries that take seconds."""

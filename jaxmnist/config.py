@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -69,7 +70,11 @@ FIELDS: dict[str, Field] = {
     "seed": Field(0, "of the first run; decides everything random", _SEED),
     "num_seeds": Field(1, "runs in one program: seed, seed + 1, …", _between(1, 10_000)),
     "label_smoothing": Field(0.0, "share of the target spread over all classes", _RATE),
-    "precision": Field("float32", "of the activations", _one_of(["float32", "bfloat16"])),
+    "precision": Field(
+        "float32",
+        "of the activations; bfloat16 is for accelerators, on a CPU it is slower",
+        _one_of(["float32", "bfloat16"]),
+    ),
     "optimizer.name": Field("sgd", "the optimizer", _one_of(["sgd", "adam"])),
     "optimizer.learning_rate": Field(0.01, "for 'onecycle' the peak", _POSITIVE),
     "optimizer.momentum": Field(0.9, "SGD's momentum, Adam's beta1; 'onecycle' cycles it", _RATE),
@@ -169,9 +174,13 @@ def did_you_mean(name: str) -> str:
 
 
 def help_text() -> str:
-    """One line a field: name, default, meaning."""
+    """A paragraph a field: name, default, meaning."""
     return "\n".join(
-        f"  --config.{name:<26} {field.default!r:>12}  {field.help}"
-        + (f": {field.allowed.description}" if field.allowed else "")
+        textwrap.fill(
+            field.help + (f": {field.allowed.description}" if field.allowed else ""),
+            width=100,
+            initial_indent=f"  --config.{name:<26} {field.default!r:>12}  ",
+            subsequent_indent=" " * 52,
+        )
         for name, field in FIELDS.items()
     )

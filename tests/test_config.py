@@ -1,6 +1,7 @@
 """The configuration's checks: what is accepted, what is refused and in which words."""
 
 import math
+import re
 from typing import Any
 
 import ml_collections
@@ -240,13 +241,14 @@ def test_flatten_round_trip():
 
 
 def test_help_lists_every_field_once():
-    lines = help_text().splitlines()
-    assert len(lines) == len(FIELDS)
-    for line, (name, field) in zip(lines, FIELDS.items(), strict=True):
-        assert line.split()[0] == f"--config.{name}"
-        assert repr(field.default) in line
-        assert field.help in line
-        assert field.allowed is None or line.endswith(field.allowed.description)
+    text = help_text()
+    assert max(map(len, text.splitlines())) <= 100
+    _, *paragraphs = re.split(r"^  (?=--config)", text, flags=re.MULTILINE)
+    assert len(paragraphs) == len(FIELDS)
+    for paragraph, (name, field) in zip(paragraphs, FIELDS.items(), strict=True):
+        line = " ".join(paragraph.split())
+        assert line.startswith(f"--config.{name} {field.default!r} {field.help}")
+        assert field.allowed is None or line.endswith(f": {field.allowed.description}")
 
 
 _ANY_VALUE = st.one_of(

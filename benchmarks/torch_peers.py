@@ -80,7 +80,7 @@ def alone(
     forward = network
     if parts > 1:
         forward = torch.nn.parallel.DistributedDataParallel(
-            forward, broadcast_buffers=False, gradient_as_bucket_view=True
+            forward, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
     if variant.compile_mode:
         torch._dynamo.reset()

@@ -2,8 +2,8 @@
 
 The same functions take two forms. On a CPU what counts is a core's own cache: rows, batches and
 seeds go one after the other, and what is dear is written down. An accelerator wants few and large
-operations: everything at once. Both compute the same but for rounding, on any backend, so a CPU can
-test either:
+operations: everything at once. In float32 both run on any backend and compute the same but for
+rounding, so a CPU can test either:
 
     with target.form(target.ACCELERATOR):
         programs = Programs(…)

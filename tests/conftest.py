@@ -26,6 +26,16 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 # Broadcasting between ranks hides mistakes in batch-minor code: it must be written out.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# XLA compiles in half the time what then runs more slowly: what tests run, they run for moments.
+QUICK_COMPILATION = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The long tests run the programs as users get them; workers inherit the environment."""
+    if "not long" in config.option.markexpr and "PYTEST_XDIST_WORKER" not in os.environ:
+        # XLA obeys the last of several equal flags: those of the user.
+        os.environ["XLA_FLAGS"] = f"{QUICK_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".rstrip()
+
 
 @pytest.fixture(scope="session")
 def mnist() -> tuple[data.Dataset, data.Dataset]:

@@ -793,6 +793,23 @@ FAULTS: dict[str, Fault] = {  # the longest first, so that none runs alone at th
     "unreadable checkpoints": functools.partial(unreadable, "checkpoints"),
     "unreadable file": functools.partial(unreadable, "checkpoints/{newest}/_METADATA"),
 }
+MORE_OF_A_KIND = {
+    "killed 20 times",
+    "record deleted",
+    "bit flipped in record.json",
+    "bit flipped in _METADATA",
+    "metrics deleted",
+    "metrics twice, with garbage",
+    "unreadable checkpoints",
+}
+
+
+def faults(*names: str) -> pytest.MarkDecorator:
+    """The named faults; one of each kind is no long test."""
+    long = pytest.mark.long
+    return pytest.mark.parametrize(
+        "fault", [pytest.param(n, marks=long if n in MORE_OF_A_KIND else ()) for n in names]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -818,12 +835,12 @@ def outcome(
             future.cancel()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@faults(*FAULTS)
 def test_survived(fault: str, outcome: Outcome):
     outcome(fault)
 
 
-@pytest.mark.parametrize("fault", ["half compiled programs"])
+@faults("half compiled programs")
 @pytest.mark.parametrize("when", ["written", "read"])
 def test_half_compiled_programs_are_no_news(fault: str, when: str, outcome: Outcome):
     full, half = outcome(fault)
@@ -833,12 +850,12 @@ def test_half_compiled_programs_are_no_news(fault: str, when: str, outcome: Outc
         assert half == ""
 
 
-@pytest.mark.parametrize("fault", ["full disk for stdout"])
+@faults("full disk for stdout")
 def test_full_disk_for_stdout_is_one_line(fault: str, outcome: Outcome):
     assert_one_line(outcome(fault))
 
 
-@pytest.mark.parametrize("fault", ["unreadable checkpoints", "unreadable file"])
+@faults("unreadable checkpoints", "unreadable file")
 def test_unreadable_checkpoints_are_one_line(fault: str, outcome: Outcome):
     code, complaint = outcome(fault)
     assert code == 2
@@ -846,7 +863,7 @@ def test_unreadable_checkpoints_are_one_line(fault: str, outcome: Outcome):
     assert_one_line(complaint, f"{name}: Permission denied")
 
 
-@pytest.mark.parametrize("fault", ["Ctrl-C while restoring"])
+@faults("Ctrl-C while restoring")
 def test_ctrl_c_while_restoring_damns_no_checkpoint(fault: str, outcome: Outcome):
     code, complaint = outcome(fault)
     assert code == 128 + signal.SIGINT

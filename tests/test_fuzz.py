@@ -12,6 +12,7 @@ import gc
 import gzip
 import hashlib
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -71,11 +72,38 @@ def _collect_garbage() -> Iterator[None]:
     gc.collect()
 
 
-def fuzz(cases: int) -> hypothesis.settings:
-    """The same cases each time, nothing left on disk; the time of each is limited by ``guard``."""
-    return hypothesis.settings(
-        max_examples=cases, derandomize=True, database=None, deadline=None, print_blob=False
-    )
+def fuzz(
+    cases: int, least: int = 0, **drawn: st.SearchStrategy
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Makes a test out of one for a single case: a fifth of ``cases``, as a long test all of them.
+
+    The same cases each time, nothing left on disk; the time of each is limited by ``guard``.
+    Parameters that are not drawn are fixtures. Where the test says which cases are valid, more than
+    ``least`` of all must be, and as many must not be.
+    """
+
+    def decorate(case: Callable[..., Any]) -> Callable[..., None]:
+        @pytest.mark.parametrize("count", [cases // 5, pytest.param(cases, marks=pytest.mark.long)])
+        def test(count: int, request: pytest.FixtureRequest) -> None:
+            names = inspect.signature(case).parameters.keys() - drawn.keys()
+            fixtures = {name: request.getfixturevalue(name) for name in names}
+            seen = collections.Counter()
+
+            @hypothesis.settings(
+                max_examples=count, derandomize=True, database=None, deadline=None, print_blob=False
+            )
+            @hypothesis.given(**drawn)
+            def run(**values: Any) -> None:
+                seen[bool(case(**fixtures, **values))] += 1
+
+            run()
+            if least:
+                assert min(seen[True], seen[False]) > least * count // cases
+
+        test.__doc__ = case.__doc__
+        return test
+
+    return decorate
 
 
 class _HangError(BaseException):
@@ -301,17 +329,9 @@ def parse(arguments: list[str]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_command_lines():
-    seen = collections.Counter()
-
-    @fuzz(350)
-    @hypothesis.given(arguments=command_lines())
-    def case(arguments: list[str]) -> None:
-        valid = outcome(lambda: parse(arguments), "config", "--", "argument", "mesh")
-        seen[bool(valid)] += 1
-
-    case()
-    assert min(seen[True], seen[False]) > 50
+@fuzz(350, least=50, arguments=command_lines())
+def test_command_lines(arguments: list[str]) -> bool:
+    return outcome(lambda: parse(arguments), "config", "--", "argument", "mesh")
 
 
 # Folders of IDX files; images reach the programs through these alone.
@@ -376,26 +396,16 @@ def load_data(files: dict[str, bytes], split: str = "train/test") -> bool:
     return True
 
 
-def test_idx_files():
-    seen = collections.Counter()
-
-    @fuzz(300)
-    @hypothesis.given(
-        files=idx_folders(), split=st.sampled_from([*3 * ["train/test"], "train/val"])
-    )
-    def case(files: dict[str, bytes], split: str) -> None:
-        valid = outcome(lambda: load_data(files, split), *files, "training images")
-        seen[bool(valid)] += 1
-
-    case()
-    assert min(seen[True], seen[False]) > 3
+@fuzz(300, least=3, files=idx_folders(), split=st.sampled_from([*3 * ["train/test"], "train/val"]))
+def test_idx_files(files: dict[str, bytes], split: str) -> bool:
+    return outcome(lambda: load_data(files, split), *files, "training images")
 
 
 SIDES = st.sampled_from([28, 28, 28, 0, 1, 27, 29, 56])
 
 
-@fuzz(100)
-@hypothesis.given(
+@fuzz(
+    100,
     shape=st.tuples(st.integers(0, 3), SIDES, SIDES) | st.lists(SIDES, max_size=5).map(tuple),
     kind=st.sampled_from([8, 8, 8, 9, 11, 12, 13, 14, 0, 255]),
     labels=st.integers(0, 3),
@@ -470,8 +480,7 @@ def bad_safetensors(draw: st.DrawFn) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-@fuzz(150)
-@hypothesis.given(content=bad_safetensors())
+@fuzz(150, content=bad_safetensors())
 def test_safetensors(content: bytes):
     outcome(lambda: read_weights(content, ".safetensors"), "given.safetensors", *MISFIT)
 
@@ -512,8 +521,7 @@ def bad_pth(draw: st.DrawFn) -> bytes:
     return rezipped(lambda name, old: content if name == full else old)
 
 
-@fuzz(200)
-@hypothesis.given(content=bad_pth(), suffix=st.sampled_from([".pth", ".pt"]))
+@fuzz(200, content=bad_pth(), suffix=st.sampled_from([".pth", ".pt"]))
 def test_pth(content: bytes, suffix: str):
     outcome(lambda: read_weights(content, suffix), f"given{suffix}", *MISFIT)
 
@@ -534,8 +542,8 @@ SHAPES = st.sampled_from([slot.shape for slot in SLOTS]) | st.lists(
 ).map(tuple)
 
 
-@fuzz(120)
-@hypothesis.given(
+@fuzz(
+    120,
     changes=st.dictionaries(
         st.sampled_from([*STATE_DICT, *STATE_DICT, "a", "", "a\nb", "layers.99.weight", "module"]),
         st.none() | st.builds(Tensor, SHAPES, st.sampled_from(DTYPES)),
@@ -569,8 +577,8 @@ class Payload:
         return self.call
 
 
-@fuzz(60)
-@hypothesis.given(
+@fuzz(
+    60,
     way=st.sampled_from(["mkdir", "system", "eval", "exec", "nested"]),
     protocol=st.integers(0, 5),
     form=st.sampled_from(["zip", "legacy", "pickle"]),
@@ -689,10 +697,7 @@ def usable(folder: Path, read_only: bool) -> dict[int, TrainState | None]:
         }
 
 
-@fuzz(100)
-@hypothesis.given(
-    chosen=st.sampled_from([*STEPS, STEPS[-1]]), read_only=st.booleans(), drawn=st.data()
-)
+@fuzz(100, chosen=st.sampled_from([*STEPS, STEPS[-1]]), read_only=st.booleans(), drawn=st.data())
 def test_checkpoints(kept: Path, chosen: int, read_only: bool, drawn: st.DataObject):
     """What is not damaged stays as it was, whatever happens to another checkpoint."""
     with tempfile.TemporaryDirectory() as parent:
@@ -714,8 +719,7 @@ def sealed(body: str) -> str:
     return f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n"
 
 
-@fuzz(100)
-@hypothesis.given(drawn=st.data())
+@fuzz(100, drawn=st.data())
 def test_forged_checkpoints(kept: Path, drawn: st.DataObject):
     """Forged with the right digests, a checkpoint may hold anything; it is still no traceback."""
     with tempfile.TemporaryDirectory() as parent:
@@ -774,8 +778,7 @@ def bad_configs(draw: st.DrawFn, valid: bytes) -> bytes:
     return json.dumps(content).encode()
 
 
-@fuzz(150)
-@hypothesis.given(drawn=st.data(), wanted=st.sampled_from(["last", "best", "0", "1", "", "a\nb"]))
+@fuzz(150, drawn=st.data(), wanted=st.sampled_from(["last", "best", "0", "1", "", "a\nb"]))
 def test_configs_of_saved_runs(imported: Path, drawn: st.DataObject, wanted: str):
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"

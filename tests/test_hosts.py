@@ -76,7 +76,7 @@ def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]
     return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
 
 
-@pytest.mark.parametrize("seeds", [1, 4])
+@pytest.mark.parametrize("seeds", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_two_processes_equal_one(tmp_path: Path, idx_folder: Path, seeds: int):
     """One seed: each batch over all four devices. Four: a seed each, on two hosts."""
     fields = f"--config.num_seeds={seeds}", "--config.num_epochs=8"
@@ -104,7 +104,7 @@ def test_two_processes_equal_one(tmp_path: Path, idx_folder: Path, seeds: int):
         chex.assert_trees_all_close(two, one, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_the_death_of_one_ends_the_other_and_the_run_resumes(
     tmp_path: Path, idx_folder: Path, victim: int
 ):

@@ -1,6 +1,7 @@
-"""The command line as its users meet it, each time in a process of its own."""
+"""The command line as its users meet it, each kind of use in a process of its own."""
 
 import concurrent.futures
+import contextlib
 import fcntl
 import json
 import os
@@ -12,14 +13,15 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 from workdirs import rows_of, wait_for
 
-from jaxmnist import main
+from jaxmnist import main, saved_run, train
 from jaxmnist.config import FIELDS
 from jaxmnist.errors import UserError
 
@@ -56,6 +58,7 @@ SUMMARY = [
     "jax_version",
 ]
 PLOTS = {"learning_curves.png", "schedule.png", "confusion_matrix.png", "misclassified.png"}
+FILES = {".lock", "config.json", "metrics.jsonl", "summary.json", "checkpoints"} | PLOTS
 
 BAD_RECIPES = {
     "syntax": "def get_config(:\n",
@@ -105,9 +108,13 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "another run": ((*RECIPE, "--workdir=WORKDIRS/other"), ("config.seed is 5", "--restart")),
 }
-
+# One of each kind, in processes of their own: a flag, a recipe, data, a workdir.
+REFUSED_TO_A_PROCESS = ("unknown field", "recipe raises", "no such data", "another run")
 
 OTHER_RUN = '{"seed": 5}'
+
+# What the shell closes.
+CLOSED_FOR_A_RUN = (">&-", "2>&-", ">&- 2>&-")
 
 
 class Outcome(NamedTuple):
@@ -123,10 +130,14 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "jaxmnist.main", *args]
 
 
-def execute(cwd: Path, *args: str) -> Outcome:
+def execute(cwd: Path, args: Sequence[str], redirection: str = "") -> Outcome:
     cwd.mkdir()
     done = subprocess.run(
-        command(*args), cwd=cwd, capture_output=True, encoding="utf-8", timeout=TIMEOUT
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *command(*args)],
+        cwd=cwd,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT,
     )
     return Outcome(done.returncode, done.stdout, done.stderr, cwd)
 
@@ -136,6 +147,21 @@ def files_below(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
     }
+
+
+RECIPE_LOADER = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@contextlib.contextmanager
+def parsed(*args: str) -> Iterator[None]:
+    """The command's flags in this process, set back afterwards."""
+    argv = ["main", *args]
+    try:
+        with mock.patch.object(sys, "argv", argv):  # ml_collections looks there
+            main._parse(argv)
+        yield
+    finally:
+        main._FLAGS.unparse_flags()
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +194,11 @@ def outcome(
     quick: tuple[str, ...],
 ):
     """The outcome of a command by name; all of them run side by side from the first use on."""
-    commands = {name: args for name, (args, _) in REFUSED.items()}
+    commands = {name: REFUSED[name][0] for name in REFUSED_TO_A_PROCESS}
+    commands["refusal 2>&-"] = REFUSED["no such data"][0]
+    commands["help >&-"] = ("--help",)
+    one_epoch = (*quick, "--config.num_epochs=1")
+    commands |= {f"run {closed}": one_epoch for closed in CLOSED_FOR_A_RUN}
     commands["success"] = (*quick, "--config.num_epochs=2", "--config.num_seeds=2")
     commands["divergence"] = (*quick, "--config.optimizer.learning_rate=1e25")
     commands["late Ctrl-C"] = (
@@ -182,9 +212,8 @@ def outcome(
         # The long ones first, so that they do not run alone at the end.
         futures = {}
         for number, (name, args) in enumerate(reversed(commands.items())):
-            for key, folder in material.items():
-                args = tuple(arg.replace(key, str(folder)) for arg in args)
-            futures[name] = pool.submit(execute, base / str(number), *args)
+            place, redirection = base / str(number), name.partition(" ")[2] if "&-" in name else ""
+            futures[name] = pool.submit(execute, place, placed(args, material), redirection)
         yield lambda name: futures[name].result()
         for future in futures.values():
             future.cancel()
@@ -193,7 +222,14 @@ def outcome(
 GetOutcome = Callable[[str], Outcome]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+def placed(args: Sequence[str], material: Mapping[str, Path]) -> list[str]:
+    """The arguments with RECIPES and WORKDIRS replaced."""
+    for key, folder in material.items():
+        args = [arg.replace(key, str(folder)) for arg in args]
+    return list(args)
+
+
+@pytest.mark.parametrize("name", REFUSED_TO_A_PROCESS)
 def test_refused_in_one_line(name: str, outcome: GetOutcome):
     done = outcome(name)
     assert "Traceback" not in done.stderr
@@ -206,6 +242,29 @@ def test_refused_in_one_line(name: str, outcome: GetOutcome):
         assert word in done.stderr
     assert done.stdout == ""
     assert files_below(done.cwd) == {}
+
+
+@RECIPE_LOADER
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(
+    name: str,
+    material: Mapping[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """As the command does it, but in this process."""
+    args, words = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught, parsed(*placed(args, material)):
+        train.run(main._RECIPE.value, Path(main._WORKDIR.value or "run"))
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "/site-packages/" not in message
+    for word in words:
+        assert word in message
+    assert capsys.readouterr().out == ""
+    assert files_below(tmp_path) == {}
 
 
 def test_refused_workdirs_are_untouched(outcome: GetOutcome, material: Mapping[str, Path]):
@@ -258,7 +317,7 @@ def test_piped_output_is_plain(outcome: GetOutcome):
 def test_files_of_a_run(outcome: GetOutcome):
     workdir = outcome("success").cwd / "runs" / "compact_tiny"
     files = {path.name for path in workdir.iterdir()}
-    assert files == {".lock", "config.json", "metrics.jsonl", "summary.json", "checkpoints"} | PLOTS
+    assert files == FILES
     for plot in PLOTS:
         assert (workdir / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     config = json.loads((workdir / "config.json").read_text())
@@ -300,6 +359,32 @@ def test_summary_of_a_run(outcome: GetOutcome):
     assert summary["best_accuracy"]["mean"] == pytest.approx(sum(best) / 2)
     assert summary["train_seconds"] == pytest.approx(rows[0]["seconds"] + rows[2]["seconds"])
     assert summary["images_per_second"] == pytest.approx(2560 / summary["train_seconds"])
+
+
+@pytest.mark.parametrize("closed", CLOSED_FOR_A_RUN)
+def test_a_run_with_closed_streams_is_whole(closed: str, outcome: GetOutcome):
+    """What is said goes nowhere, least of all into the file that took a closed stream's number."""
+    done = outcome(f"run {closed}")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert ("final accuracy" in done.stdout) == (closed == "2>&-")
+    assert not any("Traceback" in text for text in (done.stdout, done.stderr))
+    workdir = done.cwd / "runs" / "compact_tiny"
+    assert [path.name for path in done.cwd.iterdir()] == ["runs"]
+    assert {path.name for path in workdir.iterdir()} == FILES
+    (line,) = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert list(json.loads(line)) == METRICS
+    assert list(json.loads((workdir / "summary.json").read_text())) == SUMMARY
+    assert (workdir / ".lock").read_bytes() == b""
+    for plot in PLOTS:
+        assert (workdir / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert saved_run.load(workdir).epoch == 1
+
+
+def test_help_and_refusals_survive_closed_streams(outcome: GetOutcome):
+    assert outcome("help >&-")[:3] == (0, "", "")
+    refusal = outcome("refusal 2>&-")
+    assert refusal[:3] == (2, "", "")
+    assert files_below(refusal.cwd) == {}
 
 
 class OnTerminal:
@@ -452,15 +537,6 @@ def test_a_closed_pipe_is_no_news(args: list[str]):
     assert process.returncode == 1
 
 
-def parse(*args: str) -> None:
-    """Checks the command line, in this process."""
-    try:
-        main._parse(["main", *RECIPE, *args])
-    finally:
-        main._FLAGS.unparse_flags()
-
-
-RECIPE_LOADER = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 THIRD = ("--num_processes=4", "--process_id=2")
 
 
@@ -486,8 +562,8 @@ THIRD = ("--num_processes=4", "--process_id=2")
     ],
 )
 def test_unfit_flags_of_several_processes(args: tuple[str, ...], words: str):
-    with pytest.raises(UserError, match=words) as caught:
-        parse(*args)
+    with pytest.raises(UserError, match=words) as caught, parsed(*RECIPE, *args):
+        pass
     assert "\n" not in str(caught.value)
 
 
@@ -502,4 +578,5 @@ def test_unfit_flags_of_several_processes(args: tuple[str, ...], words: str):
     ],
 )
 def test_fit_flags_of_several_processes(args: tuple[str, ...]):
-    parse(*args)
+    with parsed(*RECIPE, *args):
+        pass

@@ -238,7 +238,14 @@ def assert_equal_runs(found: Run, expected: Run) -> None:
 
 
 @needs_four_devices
-@pytest.mark.parametrize(("parts", "rest"), [(2, 30), (4, 30), (4, 32)])
+@pytest.mark.parametrize(
+    ("parts", "rest"),
+    [
+        (4, 30),
+        pytest.param(2, 30, marks=pytest.mark.long),
+        pytest.param(4, 32, marks=pytest.mark.long),
+    ],
+)
 def test_split_batches_train_the_same_network(run, parts: int, rest: int):
     """54 steps: 30 images cannot be split in four, each device then does them all."""
     expected = run(6, rest, mesh_data=1)

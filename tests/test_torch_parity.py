@@ -88,10 +88,13 @@ def test_one_step(recipe, mnist):
     assert min(gradients) <= 1e-4
 
 
+@pytest.mark.parametrize("steps", [40, pytest.param(torch_parity.STEPS, marks=pytest.mark.long)])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_training(recipe, mnist):
+def test_training(recipe, steps, mnist):
+    """40 steps pass through two epochs of the schedules."""
     train, _ = mnist
-    exact, double = torch_parity.trajectories(recipe, train, float64=True)
+    exact, double = torch_parity.trajectories(recipe, train, float64=True, steps=steps)
+    print("XXX", recipe, exact.losses[:5].mean(),exact.losses[:20].mean(), exact.losses[20:40].mean(), exact.losses[35:40].mean())
     torch_single, single = torch_parity.trajectories(
         recipe, train, float64=False, steps=torch_parity.EARLY_STEPS
     )
@@ -240,12 +243,13 @@ def torch_correct(network: torch.nn.Module, test) -> int:
     return int((predictions.numpy() == test.labels_N).sum())
 
 
-def test_weights_trained_by_torch_score_the_same_here(mnist, tmp_path):
-    """An epoch of model3's recipe in plain torch, imported from the file that torch wrote."""
+@pytest.mark.parametrize("steps", [100, pytest.param(469, marks=pytest.mark.long)])
+def test_weights_trained_by_torch_score_the_same_here(steps, mnist, tmp_path):
+    """The start, or all, of an epoch of model3's recipe in plain torch, imported from its file."""
     train, test = mnist
     network = torch_parity.make_torch("model3")
     recipe = TorchRecipe("model3", network.parameters(), 469)
-    for images_NHW, labels_N in torch_parity.batches(train, 469, 128):
+    for images_NHW, labels_N in torch_parity.batches(train, steps, 128):
         recipe.optimizer.zero_grad()
         outputs = network(torch_parity.normalised(images_NHW, torch.float32))
         recipe.loss(outputs, torch.from_numpy(labels_N).long()).backward()
@@ -257,10 +261,12 @@ def test_weights_trained_by_torch_score_the_same_here(mnist, tmp_path):
     run = saved_run.load(tmp_path / "run")
     test_set = Images(jnp.asarray(test.images_NHW), jnp.asarray(test.labels_N))
     correct = int(jax.jit(run.engine.evaluate)(run.state, test_set).correct)
-    assert correct > 9500
+    print("XXX", correct)
+    assert correct > (9500 if steps == 469 else 9000)
     assert abs(correct - torch_correct(network, test)) <= 2
 
 
+@pytest.mark.long
 def test_weights_trained_here_score_the_same_in_torch(mnist, tmp_path):
     """An epoch of model3's recipe, exported to a file that torch loads strictly."""
     _, test = mnist

@@ -161,11 +161,12 @@ def forward_error(recipe: str, images_NHW: np.ndarray, *, train: bool) -> float:
         pair.torch_network.train(train)
         with torch.no_grad():
             expected = pair.torch_network(normalised(images_NHW, torch.float32)).numpy()
-        logits, _ = pair.engine.network.apply(
+        apply = jax.jit(pair.engine.network.apply, static_argnames=("train", "mutable"))
+        logits, _ = apply(
             {"params": pair.state.params, "batch_stats": pair.state.batch_stats},
             jnp.asarray(images_NHW),
             train=train,
-            mutable=["batch_stats"],
+            mutable="batch_stats",
         )
         if isinstance(pair.torch_network.layers[-1], torch.nn.LogSoftmax):
             logits = jax.nn.log_softmax(logits)

@@ -22,6 +22,11 @@ def make(**fields) -> Engine:
     return make_engine(config, optim.make_schedule(config, 100))
 
 
+def train_steps(engine: Engine):
+    """Compiled as one program; op by op it would be hundreds."""
+    return jax.jit(engine.train_steps, static_argnames=("steps", "batch_size"))
+
+
 @pytest.fixture(scope="module")
 def train_set(mnist) -> Images:
     train, _ = mnist
@@ -44,7 +49,7 @@ def test_golden_step(train_set, dropout, loss, correct, params_norm, stats_norm,
     engine = make(**{"dropout": dropout, "optimizer.nesterov": True, "label_smoothing": 0.02})
     order = jnp.arange(256, dtype=jnp.int32)
     state = jax.jit(engine.init)(jnp.uint32(0))
-    state, metrics = engine.train_steps(
+    state, metrics = train_steps(engine)(
         state, order, jnp.int32(0), train_set, steps=1, batch_size=128
     )
     assert float(metrics.loss[0]) == pytest.approx(loss, rel=1e-5)
@@ -69,7 +74,7 @@ def test_epoch_orders_are_fresh_permutations():
     engine = make()
     first, second = jax.jit(engine.init)(jnp.uint32(1)), jax.jit(engine.init)(jnp.uint32(2))
     orders = [
-        engine.epoch_order(state, jnp.int32(epoch), 1000)
+        jax.jit(engine.epoch_order, static_argnums=2)(state, jnp.int32(epoch), 1000)
         for state in (first, second)
         for epoch in (1, 2)
     ]
@@ -83,7 +88,7 @@ def test_scan_equals_single_steps(train_set):
     engine = make()
     order = jnp.asarray(np.random.RandomState(0).permutation(256), jnp.int32)
     start = jax.jit(engine.init)(jnp.uint32(0))
-    many = jax.jit(engine.train_steps, static_argnames=("steps", "batch_size"))
+    many = train_steps(engine)
     scanned, metrics = many(start, order, jnp.int32(64), train_set, steps=3, batch_size=64)
 
     state, losses = start, []
@@ -126,7 +131,8 @@ def test_every_step_draws_anew(train_set, off):
     engine = make(**{"optimizer.learning_rate": 1e-30, off: 0.0})
     order = jnp.concatenate([jnp.arange(64, dtype=jnp.int32)] * 2)
     state = jax.jit(engine.init)(jnp.uint32(0))
-    _, metrics = engine.train_steps(state, order, jnp.int32(0), train_set, steps=2, batch_size=64)
+    many = train_steps(engine)
+    _, metrics = many(state, order, jnp.int32(0), train_set, steps=2, batch_size=64)
     assert abs(float(metrics.loss[0] - metrics.loss[1])) > 1e-4
 
 
@@ -178,15 +184,16 @@ def test_evaluate_counts_every_image_once(train_set, monkeypatch):
     """A batch that does not divide the set must change nothing but the order of summation."""
     engine = make()
     state = jax.jit(engine.init)(jnp.uint32(0))
-    whole = engine.evaluate(state, train_set)
+    whole = jax.jit(engine.evaluate)(state, train_set)
     monkeypatch.setattr(engine_lib, "EVAL_BATCH", 100)
-    padded = engine.evaluate(state, train_set)
+    padded = jax.jit(lambda state: engine.evaluate(state, train_set))(state)
     chex.assert_trees_all_close(padded, whole, rtol=1e-5)
     chex.assert_shape(padded.predictions_N, (256,))
     assert int(padded.correct) == int((padded.predictions_N == train_set.labels_N).sum())
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = engine.network.apply(variables, train_set.images_NHW, train=False)
+    apply = jax.jit(engine.network.apply, static_argnames="train")
+    logits = apply(variables, train_set.images_NHW, train=False)
     expected = engine.losses(jnp.asarray(logits), train_set.labels_N).mean()
     np.testing.assert_allclose(whole.loss, expected, rtol=1e-5)
 
@@ -195,13 +202,18 @@ def test_bfloat16_trains_with_float32_parameters(train_set):
     engine = make(precision="bfloat16")
     state = jax.jit(engine.init)(jnp.uint32(0))
     order = jnp.arange(256, dtype=jnp.int32)
-    after, metrics = engine.train_steps(
+    after, metrics = train_steps(engine)(
         state, order, jnp.int32(0), train_set, steps=2, batch_size=64
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
     reference = make()
-    _, wide = reference.train_steps(
-        reference.init(jnp.uint32(0)), order, jnp.int32(0), train_set, steps=2, batch_size=64
+    _, wide = train_steps(reference)(
+        jax.jit(reference.init)(jnp.uint32(0)),
+        order,
+        jnp.int32(0),
+        train_set,
+        steps=2,
+        batch_size=64,
     )
     np.testing.assert_allclose(metrics.loss, wide.loss, rtol=0.02)
     assert not np.array_equal(metrics.loss, wide.loss)

@@ -71,13 +71,15 @@ class Run:
     """A process, and what it has said so far."""
 
     def __init__(self, args: Sequence[str], environment: dict[str, str]):
+        # As users compile them: here few programs, from the cache, run for thousands of steps.
+        inherited = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
         self.process = subprocess.Popen(
             args,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | environment,
+            env=inherited | {"JAX_NUM_CPU_DEVICES": "1"} | environment,
         )
         self.said = ""
         self._reader = threading.Thread(target=self._read)
@@ -431,8 +433,8 @@ def ctrl_c_while_restoring(lab: Lab, folder: Path) -> tuple[int, str]:
     return code, complaint
 
 
-def ctrl_c_while_libraries_load(lab: Lab, folder: Path) -> None:
-    for delay in (0, 0.2, 0.5, 1, 1.5):
+def ctrl_c_while_libraries_load(delays: Sequence[float], lab: Lab, folder: Path) -> None:
+    for delay in delays:
         with started(SHORT.command(lab.images, folder / "run")) as run:
             maps = Path(f"/proc/{run.process.pid}/maps")
             run.wait_for(lambda maps=maps: "jaxlib" in maps.read_text())
@@ -789,15 +791,21 @@ FAULTS: dict[str, Fault] = {  # the longest first, so that none runs alone at th
     "no folder possible": no_folder_possible,
     "read-only folder": read_only_folder,
     "Ctrl-C while restoring": ctrl_c_while_restoring,
-    "Ctrl-C while libraries load": ctrl_c_while_libraries_load,
+    "Ctrl-C while libraries load": functools.partial(ctrl_c_while_libraries_load, [0.5]),
+    "Ctrl-C again and again while libraries load": functools.partial(
+        ctrl_c_while_libraries_load, [0, 0.2, 1, 1.5]
+    ),
     "unreadable checkpoints": functools.partial(unreadable, "checkpoints"),
     "unreadable file": functools.partial(unreadable, "checkpoints/{newest}/_METADATA"),
 }
 MORE_OF_A_KIND = {
     "killed 20 times",
+    "no room again and again",
+    "largest file truncated",
     "record deleted",
     "bit flipped in record.json",
     "bit flipped in _METADATA",
+    "Ctrl-C again and again while libraries load",
     "metrics deleted",
     "metrics twice, with garbage",
     "unreadable checkpoints",

@@ -171,6 +171,7 @@ def test_impossible_mesh_ends_all_processes(tmp_path: Path, idx_folder: Path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_refusals_of_the_first_process_end_all(tmp_path: Path, idx_folder: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("")

@@ -258,8 +258,8 @@ def test_split_batches_train_the_same_network(run, parts: int, rest: int):
 @pytest.mark.parametrize(
     "devices",
     [
-        {"mesh_seed": 4, "mesh_data": 1},
         {"mesh_seed": 2, "mesh_data": 2},
+        pytest.param({"mesh_seed": 4, "mesh_data": 1}, marks=pytest.mark.long),
     ],
     ids=lambda devices: "x".join(map(str, devices.values())),
 )

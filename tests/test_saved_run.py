@@ -45,7 +45,9 @@ def tiny_run(factory: pytest.TempPathFactory) -> Path:
     """A finished run of ``tiny_config``, trained once a session and not to be changed."""
     workdir = factory.getbasetemp() / "tiny_run"
     if not workdir.exists():
-        train.run(tiny_config(), workdir)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "_draw", lambda *_: None)  # the plots would take a third
+            train.run(tiny_config(), workdir)
     return workdir
 
 

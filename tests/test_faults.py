@@ -800,7 +800,9 @@ FAULTS: dict[str, Fault] = {  # the longest first, so that none runs alone at th
 }
 MORE_OF_A_KIND = {
     "killed 20 times",
+    "stopped again and again",
     "no room again and again",
+    "read-only disk",
     "largest file truncated",
     "record deleted",
     "bit flipped in record.json",

@@ -160,6 +160,7 @@ class CheckedRun:
         self.process.communicate()
 
 
+@pytest.mark.long
 def test_impossible_mesh_ends_all_processes(tmp_path: Path, idx_folder: Path):
     args = command(idx_folder, tmp_path / "run", "--config.mesh.data=2")
     with two_processes(args) as processes:

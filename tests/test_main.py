@@ -113,8 +113,8 @@ REFUSED_TO_A_PROCESS = ("unknown field", "recipe raises", "no such data", "anoth
 
 OTHER_RUN = '{"seed": 5}'
 
-# What the shell closes.
-CLOSED_FOR_A_RUN = (">&-", "2>&-", ">&- 2>&-")
+# What the shell is told to close.
+BOTH_CLOSED = ">&- 2>&-"
 
 
 class Outcome(NamedTuple):
@@ -198,7 +198,7 @@ def outcome(
     commands["refusal 2>&-"] = REFUSED["no such data"][0]
     commands["help >&-"] = ("--help",)
     one_epoch = (*quick, "--config.num_epochs=1")
-    commands |= {f"run {closed}": one_epoch for closed in CLOSED_FOR_A_RUN}
+    commands[f"run {BOTH_CLOSED}"] = one_epoch
     commands["success"] = (*quick, "--config.num_epochs=2", "--config.num_seeds=2")
     commands["divergence"] = (*quick, "--config.optimizer.learning_rate=1e25")
     commands["late Ctrl-C"] = (
@@ -361,13 +361,10 @@ def test_summary_of_a_run(outcome: GetOutcome):
     assert summary["images_per_second"] == pytest.approx(2560 / summary["train_seconds"])
 
 
-@pytest.mark.parametrize("closed", CLOSED_FOR_A_RUN)
-def test_a_run_with_closed_streams_is_whole(closed: str, outcome: GetOutcome):
+def test_a_run_with_closed_streams_is_whole(outcome: GetOutcome):
     """What is said goes nowhere, least of all into the file that took a closed stream's number."""
-    done = outcome(f"run {closed}")
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert ("final accuracy" in done.stdout) == (closed == "2>&-")
-    assert not any("Traceback" in text for text in (done.stdout, done.stderr))
+    done = outcome(f"run {BOTH_CLOSED}")
+    assert done[:3] == (0, "", "")
     workdir = done.cwd / "runs" / "compact_tiny"
     assert [path.name for path in done.cwd.iterdir()] == ["runs"]
     assert {path.name for path in workdir.iterdir()} == FILES

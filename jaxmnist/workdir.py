@@ -10,7 +10,7 @@ from typing import Any
 import filelock
 import ml_collections
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats would take half a second to import
 
 from jaxmnist import hosts, optim
 from jaxmnist.config import Config, flatten, validate
@@ -213,7 +213,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     """
     several = len(values) > 1
     sd = float(np.std(values, ddof=1)) if several else None
-    ci95 = float(stats.t.ppf(0.975, len(values) - 1) * sd / len(values) ** 0.5) if sd else sd
+    ci95 = float(special.stdtrit(len(values) - 1, 0.975) * sd / len(values) ** 0.5) if sd else sd
     return {
         "mean": float(np.mean(values)),
         "sd": sd,

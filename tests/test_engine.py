@@ -136,6 +136,7 @@ def test_every_step_draws_anew(train_set, off):
     assert abs(float(metrics.loss[0] - metrics.loss[1])) > 1e-4
 
 
+@pytest.mark.long
 def test_three_seeds_equal_three_single_runs(train_set):
     engine = make()
 

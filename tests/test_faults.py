@@ -340,6 +340,11 @@ def killed_20_times(lab: Lab, folder: Path) -> None:
     assert {"importing", "compiling", "training", "saving", "plotting"} <= set(hit)
 
 
+def killed_twice(lab: Lab, folder: Path) -> None:
+    plan = ["after an epoch without a save", "start of a save"]
+    assert sum(killed(lab, SEEDS, plan, random.Random(2), folder).values()) == 2
+
+
 def killed_with_three_seeds(lab: Lab, folder: Path) -> None:
     unsaved = "after an epoch without a save"
     plan = [unsaved, "start of a save", "later epoch", unsaved]
@@ -767,6 +772,7 @@ Outcome = Callable[[str], Any]
 FAULTS: dict[str, Fault] = {  # the longest first, so that none runs alone at the end
     "killed 20 times": killed_20_times,
     "killed, three seeds": killed_with_three_seeds,
+    "killed twice": killed_twice,
     "stopped again and again": stopped_again_and_again,
     "no room again and again": no_room_again_and_again,
     "half compiled programs": half_compiled_programs,
@@ -800,9 +806,11 @@ FAULTS: dict[str, Fault] = {  # the longest first, so that none runs alone at th
 }
 MORE_OF_A_KIND = {
     "killed 20 times",
+    "killed, three seeds",
     "stopped again and again",
     "no room again and again",
     "read-only disk",
+    "all checkpoints damaged",
     "largest file truncated",
     "record deleted",
     "bit flipped in record.json",

@@ -11,7 +11,6 @@ import faulthandler
 import gc
 import gzip
 import hashlib
-import importlib.util
 import inspect
 import io
 import json
@@ -26,7 +25,6 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -36,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from commands import fresh_main
 from hypothesis import strategies as st
 
 from jaxmnist import (
@@ -294,16 +293,6 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         other = draw(st.sampled_from([f"--{flag}={value}", f"--{flag}", value]))
         arguments.insert(draw(st.integers(0, len(arguments))), other)
     return arguments
-
-
-def fresh_main() -> ModuleType:
-    """The command's module with flags of its own: absl's values stay what a case has made them."""
-    spec = importlib.util.find_spec("jaxmnist.main")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check_config(given: config.Config) -> bool:

@@ -372,6 +372,7 @@ def test_devices_augment_their_part_as_the_whole(digits: Images):
     assert different.mean() <= 1e-4
 
 
+@pytest.mark.long
 @needs_four_devices
 def test_splitting_is_exact_but_for_rounding(mnist: tuple[data.Dataset, data.Dataset]):
     """In float64, at a learning rate at which rounding in float32 grows to 1e-3, none is seen."""

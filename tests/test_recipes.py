@@ -10,8 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from commands import fresh_main
 
-from jaxmnist import __version__, main, published, recipes
+from jaxmnist import __version__, published, recipes
 from jaxmnist.config import Config, flatten
 from jaxmnist.errors import UserError
 
@@ -32,12 +33,10 @@ def recipe_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
 
     def parse(*args: str) -> Config:
-        monkeypatch.setattr(sys, "argv", ["main", *args])
-        try:
-            main._parse(["main", *args])
-            return main._RECIPE.value
-        finally:
-            main._FLAGS.unparse_flags()
+        main, argv = fresh_main(), ["main", *args]
+        monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks there
+        main._parse(argv)
+        return main._RECIPE.value
 
     return parse
 

@@ -5,9 +5,9 @@
 Beside them the fastest of PyTorch's variants (see torch_peers.py): one seed in one process, and on
 a CPU a seed in each of as many processes as there are cores, of one thread each.
 
-Result with --repeats 3, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0,
-thousand images/s: PyTorch 8.1; jaxmnist 21.8 with one seed, 24.8 with 4, 24.5 with 16, 23.1 with
-64, 22.8 with 256.
+Result with --repeats 3, 2026-11-21, two cores of an AMD EPYC (Zen 4), jax 0.10.2, torch 2.13.0,
+thousand images/s: PyTorch 6.4 with one seed, 7.7 with two in two processes; jaxmnist 14.1 with one
+seed, 15.7 with 4, 15.3 with 16, 14.8 with 64, 14.6 with 256.
 """
 
 import argparse

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxmnist import analyze, layers, models, parallel
+from jaxmnist.networks import analyze, layers, models
+from jaxmnist.training import parallel
 
 _SIDE, _PRODUCTS = 1024, 16
 

@@ -20,8 +20,10 @@ from unittest import mock
 import jax
 import peers
 
-from jaxmnist import parallel, published, train
-from jaxmnist.checkpoint import Checkpoints
+from jaxmnist import published
+from jaxmnist.runs import train
+from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.training import parallel
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the networks in 
 from torch_parity import load_recipe, make_pair, make_torch, normalised
 from torch_reference import TorchNetwork, TorchRecipe
 
-from jaxmnist import data, engine, optim, published
+from jaxmnist import data, published
+from jaxmnist.training import engine, optim
 
 
 def torch_accuracy(network: TorchNetwork, images: torch.Tensor, labels_N: np.ndarray) -> float:

@@ -17,9 +17,11 @@ import optax
 import torch
 from torch_peers import A_SEED_EACH, ALONE, DEVICE, ONE_NETWORK, Run, load_config
 
-from jaxmnist import augment, data, layers, models, optim, parallel, prng
+from jaxmnist import data
 from jaxmnist.config import Config
-from jaxmnist.programs import Programs
+from jaxmnist.networks import layers, models, prng
+from jaxmnist.training import augment, optim, parallel
+from jaxmnist.training.programs import Programs
 
 __all__ = ["ALONE", "A_SEED_EACH", "ONE_NETWORK", "Run", "flax", "hardware", "jaxmnist"]
 __all__ += ["load_config"]

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 import peers
 
-from jaxmnist import data, optim, parallel, published
+from jaxmnist import data, published
 from jaxmnist.config import Config
-from jaxmnist.programs import Programs
+from jaxmnist.training import optim, parallel
+from jaxmnist.training.programs import Programs
 
 NUM_SEEDS = 8
 EQUALITY_STEPS = 50

@@ -19,7 +19,9 @@ import jax
 import peers
 import torch
 
-from jaxmnist import data, parallel, published, target
+from jaxmnist import data, published
+from jaxmnist.networks import target
+from jaxmnist.training import parallel
 
 
 def rates(run: peers.Run, images: int, repeats: int) -> list[float]:

@@ -30,7 +30,8 @@ import jax
 import peers
 import torch
 
-from jaxmnist import data, parallel, published
+from jaxmnist import data, published
+from jaxmnist.training import parallel
 
 TORCH = {**peers.ALONE, **peers.ONE_NETWORK}
 PEERS = {"jaxmnist": peers.jaxmnist, **TORCH, "flax": peers.flax}

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the networks in 
 from torch_parity import load_config
 from torch_reference import TORCH_NETWORKS, TorchRecipe
 
-from jaxmnist import data, models
+from jaxmnist import data
 from jaxmnist.config import Config
+from jaxmnist.networks import models
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

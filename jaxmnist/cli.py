@@ -17,8 +17,10 @@ import platformdirs
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxmnist import config, hosts, recipes, signals
+from jaxmnist import config, recipes
 from jaxmnist.errors import DivergenceError, Stopped, StorageError, UserError
+from jaxmnist.runs import signals
+from jaxmnist.training import hosts
 
 _LONGEST_ARGUMENT = 3000  # Python cannot print integers of more than 4300 digits
 

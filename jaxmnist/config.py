@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import ml_collections
 
-from jaxmnist import data, models, published
+from jaxmnist import data, published
 from jaxmnist.errors import UserError
-from jaxmnist.layers import Dropout
+from jaxmnist.networks import models
+from jaxmnist.networks.layers import Dropout
 
 Config: TypeAlias = Any
 """An ``ml_collections.ConfigDict`` with the fields below, which type checkers cannot know."""

@@ -1,7 +1,7 @@
 """The command that carries weights from PyTorch to a run and back."""
 
 if __name__ == "__main__":
-    from jaxmnist import signals
+    from jaxmnist.runs import signals
 
     signals.die_of_ctrl_c()  # the imports below take seconds
 
@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from jaxmnist import cli, config, saved_run, torch_weights
-from jaxmnist.checkpoint import Checkpoints, Record
-from jaxmnist.engine import TrainState
+from jaxmnist import cli, config
 from jaxmnist.errors import StorageError, UserError
-from jaxmnist.workdir import Workdir
+from jaxmnist.export import torch_weights
+from jaxmnist.runs import saved_run
+from jaxmnist.runs.checkpoint import Checkpoints, Record
+from jaxmnist.runs.workdir import Workdir
+from jaxmnist.training.engine import TrainState
 
 _USAGE = """Carries weights from PyTorch to a run and back.
 

@@ -1,7 +1,7 @@
 """The command that scores a trained network on a whole data set."""
 
 if __name__ == "__main__":
-    from jaxmnist import signals
+    from jaxmnist.runs import signals
 
     signals.die_of_ctrl_c()  # the imports below take seconds
 
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxmnist import cli, data, saved_run
-from jaxmnist.engine import Images
+from jaxmnist import cli, data
 from jaxmnist.errors import UserError
+from jaxmnist.runs import saved_run
+from jaxmnist.training.engine import Images
 
 _USAGE = """Scores a trained network on every image of a data set.
 

@@ -1,7 +1,7 @@
 """The command line: flags -> config -> train.run(config, workdir)."""
 
 if __name__ == "__main__":
-    from jaxmnist import signals
+    from jaxmnist.runs import signals
 
     signals.die_of_ctrl_c()  # the imports below take seconds
 
@@ -12,8 +12,10 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxmnist import cli, config, hosts, parallel, recipes, train
+from jaxmnist import cli, config, recipes
 from jaxmnist.errors import UserError
+from jaxmnist.runs import train
+from jaxmnist.training import hosts, parallel
 
 _USAGE = """Trains one of the compact MNIST networks.
 

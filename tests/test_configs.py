@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from jaxmnist import analyze, models, published
+from jaxmnist import published
 from jaxmnist.config import Config, default_config, flatten, validate
+from jaxmnist.networks import analyze, models
 
 FOLDER = Path(__file__).parents[1] / "configs"
 

@@ -29,11 +29,13 @@ from test_torch_weights import (
 )
 from torch_reference import TORCH_NETWORKS, TorchNetwork
 
-from jaxmnist import convert, data, models, saved_run, train
-from jaxmnist.checkpoint import Checkpoints
+from jaxmnist import convert, data
 from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import UserError
-from jaxmnist.workdir import Workdir
+from jaxmnist.networks import models
+from jaxmnist.runs import saved_run, train
+from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.runs.workdir import Workdir
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TIMEOUT = 120

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from test_saved_run import cut, make_run, tiny_config, tiny_run
 
-from jaxmnist import data, evaluate, saved_run
+from jaxmnist import data, evaluate
 from jaxmnist.errors import UserError
+from jaxmnist.runs import saved_run
 
 KEYS = ["loss", "accuracy", "correct", "total", "per_class"]
 TIMEOUT = 120

@@ -29,8 +29,9 @@ import numpy as np
 import pytest
 from workdirs import PATIENCE, rows_of, wait_for, without_timing
 
-from jaxmnist import data, saved_run
-from jaxmnist.checkpoint import Checkpoints
+from jaxmnist import data
+from jaxmnist.runs import saved_run
+from jaxmnist.runs.checkpoint import Checkpoints
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compact_tiny.py"
 TRAIN_SIZE, EVAL_SIZE, BATCH = 4000, 1000, 40

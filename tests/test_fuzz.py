@@ -37,21 +37,14 @@ import torch
 from commands import fresh_main
 from hypothesis import strategies as st
 
-from jaxmnist import (
-    checkpoint,
-    config,
-    convert,
-    data,
-    models,
-    optim,
-    parallel,
-    programs,
-    saved_run,
-    torch_weights,
-)
-from jaxmnist.checkpoint import Checkpoints, PartialEpoch, Record
-from jaxmnist.engine import TrainState
+from jaxmnist import config, convert, data
 from jaxmnist.errors import UserError
+from jaxmnist.export import torch_weights
+from jaxmnist.networks import models
+from jaxmnist.runs import checkpoint, saved_run
+from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch, Record
+from jaxmnist.training import optim, parallel, programs
+from jaxmnist.training.engine import TrainState
 
 PATIENCE = 30  # seconds for one case, on a machine that is busy
 MEMORY = 200_000_000  # bytes that one case may add

@@ -21,9 +21,10 @@ from unittest import mock
 import pytest
 from workdirs import rows_of, wait_for
 
-from jaxmnist import main, saved_run, train
+from jaxmnist import main
 from jaxmnist.config import FIELDS
 from jaxmnist.errors import UserError
+from jaxmnist.runs import saved_run, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPE = ("--config", str(CONFIGS / "compact_tiny.py"))

@@ -18,10 +18,14 @@ from scipy import stats
 from torch_parity import RECIPES
 from torch_reference import TORCH_NETWORKS, TorchRecipe
 
-from jaxmnist import analyze, augment, convert, models, optim, prng, saved_run, torch_weights
-from jaxmnist import train as train_lib
-from jaxmnist.engine import Images
-from jaxmnist.layers import Dropout, MaxPool
+from jaxmnist import convert
+from jaxmnist.export import torch_weights
+from jaxmnist.networks import analyze, models, prng
+from jaxmnist.networks.layers import Dropout, MaxPool
+from jaxmnist.runs import saved_run
+from jaxmnist.runs import train as train_lib
+from jaxmnist.training import augment, optim
+from jaxmnist.training.engine import Images
 
 
 @pytest.fixture(scope="module", autouse=True)

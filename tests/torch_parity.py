@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch_reference import TORCH_NETWORKS, TorchNetwork, TorchRecipe
 
-from jaxmnist import data, models, optim, published, torch_weights
+from jaxmnist import data, published
 from jaxmnist.config import Config
-from jaxmnist.engine import Engine, TrainState, make_engine
+from jaxmnist.export import torch_weights
+from jaxmnist.networks import models
+from jaxmnist.training import optim
+from jaxmnist.training.engine import Engine, TrainState, make_engine
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = tuple(published.load_all())

@@ -1,6 +1,6 @@
 """The eight networks in plain ``torch.nn``, written by hand from their descriptions.
 
-Nothing here may be derived from ``jaxmnist.models``: the proof of equality would be circular.
+Nothing here may be derived from ``jaxmnist.networks``: the proof of equality would be circular.
 They take normalised images (N, 1, 28, 28). lightweight, efficient and net8k return
 log-probabilities and are trained with ``NLLLoss``; the others return logits and are trained with
 ``CrossEntropyLoss``.

@@ -1,0 +1,1 @@
+"""Networks in the formats of others, one file a format."""

@@ -1,0 +1,233 @@
+"""Weights to and from PyTorch: what each tensor is called there, how it is laid out, its files.
+
+The names are those of a ``torch.nn.Module`` that holds the network's layers in an
+``nn.Sequential`` called ``layers``: ``layers.0.weight``, ``layers.1.running_mean``…
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmnist.errors import UserError
+from jaxmnist.networks import prng
+from jaxmnist.networks.models import SIDE, Network
+
+StateDict = Mapping[str, np.ndarray]
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+# Flax's names and torch's, in the order in which torch lists the tensors of a layer.
+_TORCH_NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_COUNTER = "num_batches_tracked"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys that training scripts put around
+
+
+class Slot(NamedTuple):
+    """One tensor: its name and shape in PyTorch, its place in Flax."""
+
+    key: str
+    shape: tuple[int, ...]
+    collection: str
+    layer: str
+    leaf: str
+
+
+def slots(network: Network) -> list[Slot]:
+    """The tensors of ``network``, in the order of PyTorch's ``state_dict``."""
+    blank_NHW = jax.ShapeDtypeStruct((1, SIDE, SIDE), jnp.uint8)
+    variables = jax.eval_shape(
+        lambda images_NHW: network.init(prng.key(0), images_NHW, train=False), blank_NHW
+    )
+    return [
+        Slot(f"layers.{position}.{torch_name}", _torch_shape(leaf.shape), collection, layer, name)
+        for position, layer in ((p, f"layers_{p}") for p in range(len(network.layers)))
+        for name, torch_name in _TORCH_NAMES.items()
+        for collection in ("params", "batch_stats")
+        if (leaf := variables[collection].get(layer, {}).get(name)) is not None
+    ]
+
+
+def _torch_axes(rank: int) -> tuple[int, ...]:
+    """Kernels are HWIO here and OIHW there, matrices (in, out) here and (out, in) there."""
+    return {4: (3, 2, 0, 1), 2: (1, 0)}.get(rank, tuple(range(rank)))
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in _torch_axes(len(shape)))
+
+
+def to_state_dict(network: Network, params: Any, batch_stats: Any, step: int) -> StateDict:
+    """The ``state_dict`` of the same network in PyTorch; ``step`` becomes its batch counters."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    state_dict: dict[str, np.ndarray] = {}
+    for slot in slots(network):
+        array = np.asarray(variables[slot.collection][slot.layer][slot.leaf])
+        state_dict[slot.key] = np.ascontiguousarray(array.transpose(_torch_axes(array.ndim)))
+        if slot.leaf == "var":
+            counter = slot.key.replace("running_var", _COUNTER)
+            state_dict[counter] = np.array(step, np.int64)
+    return state_dict
+
+
+def from_state_dict(
+    network: Network, state_dict: StateDict, *, in_order: bool
+) -> tuple[Any, Any, bool]:
+    """``params`` and ``batch_stats`` out of a ``state_dict``.
+
+    Args:
+      network: what the tensors belong to.
+      state_dict: as PyTorch names it; the batch counters in it are ignored.
+      in_order: whether the tensors come in the order of the layers. If none has the name it
+        should have, they are then taken by order, kind and shape.
+
+    Returns:
+      The two collections, and whether the tensors were taken by order.
+
+    Raises:
+      UserError: listing the tensors that are missing, unexpected or of another shape.
+    """
+    given = {key: array for key, array in state_dict.items() if not key.endswith(_COUNTER)}
+    wanted = slots(network)
+    foreign = in_order and not given.keys() & {slot.key for slot in wanted}
+    if foreign:
+        given = _take_by_order(given, wanted)
+    wrong = [f"{slot.key} is missing" for slot in wanted if slot.key not in given]
+    wrong += [f"{key} is unexpected" for key in given if key not in {s.key for s in wanted}]
+    wrong += [
+        f"{slot.key} has shape {given[slot.key].shape}, not {slot.shape}"
+        for slot in wanted
+        if slot.key in given and given[slot.key].shape != slot.shape
+    ]
+    wrong += [
+        f"{slot.key} holds {given[slot.key].dtype}, not floating-point numbers"
+        for slot in wanted
+        if slot.key in given and not jnp.issubdtype(given[slot.key].dtype, jnp.floating)
+    ]
+    wrong += [
+        f"{slot.key} holds NaN or infinity"
+        for slot in wanted
+        if slot.key in given
+        and given[slot.key].shape == slot.shape  # else it may be of any size
+        and not np.isfinite(given[slot.key]).all()
+    ]
+    if len(wrong) > 8:
+        wrong = [*wrong[:8], f"and {len(wrong) - 8} more"]
+    if wrong:
+        raise UserError("; ".join(wrong))
+    variables: dict[str, dict[str, dict[str, jax.Array]]] = {"params": {}, "batch_stats": {}}
+    for slot in wanted:
+        array = given[slot.key]
+        flax_array = jnp.asarray(array.transpose(np.argsort(_torch_axes(array.ndim))))
+        variables[slot.collection].setdefault(slot.layer, {})[slot.leaf] = flax_array
+    return variables["params"], variables["batch_stats"], foreign
+
+
+def _take_by_order(given: StateDict, wanted: list[Slot]) -> StateDict:
+    """``given`` under the names that are wanted, if kinds and shapes agree one by one."""
+
+    def kind(key: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        return key.rpartition(".")[2], shape
+
+    found = [kind(key, array.shape) for key, array in given.items()]
+    if found != [kind(slot.key, slot.shape) for slot in wanted]:
+        return given
+    return {slot.key: array for slot, array in zip(wanted, given.values(), strict=True)}
+
+
+def read(file: Path) -> StateDict:
+    """The tensors of a .pth, .pt or .safetensors file, in the file's order; all floats as float32.
+
+    Raises:
+      UserError: where there is no such file, or it does not hold named tensors and nothing else.
+    """
+    if not os.path.isfile(file):  # pathlib raises where a name is too long
+        raise UserError(f"{file} is no file: name one that ends in {', '.join(SUFFIXES)}")
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+
+
+def _read_safetensors(file: Path) -> StateDict:
+    safetensors = _import("safetensors.numpy", file)
+    try:
+        content = safetensors.load_file(file)
+    except Exception as error:  # the file can be anything
+        raise _unreadable(file, error) from error
+    return {
+        key: array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        for key, array in content.items()
+    }
+
+
+def _read_torch(file: Path) -> StateDict:
+    torch = _import("torch", file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the file can be anything
+        raise _unreadable(file, error) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    ):
+        raise UserError(f"{file} holds something else than named tensors: save model.state_dict()")
+    try:
+        for tensor in content.values():
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError("strides of 0 pretend to a size that the file does not have")
+        return {
+            key: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+            for key, tensor in content.items()
+        }
+    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantized, on no device…
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    """Without PyTorch's own words, which are long and advise to switch ``weights_only`` off."""
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    return UserError(f"{file} does not hold plain tensors{reason}: save model.state_dict()")
+
+
+def write(file: Path, state_dict: StateDict) -> None:
+    """Writes a file that torch (or safetensors, by the suffix) loads; complete or not at all."""
+    if file.suffix == ".safetensors":
+        content = _import("safetensors.numpy", file).save(dict(state_dict))
+    else:
+        torch = _import("torch", file)
+        stream = io.BytesIO()
+        torch.save({key: torch.tensor(array) for key, array in state_dict.items()}, stream)
+        content = stream.getvalue()
+    partial = file.with_name(file.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"--to {file}: {error.strerror or error}: choose another place") from error
+
+
+def _import(module: str, file: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(
+            f"{file} needs {package}: install {package}, or use another of {', '.join(SUFFIXES)}"
+        ) from error

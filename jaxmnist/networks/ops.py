@@ -1,0 +1,204 @@
+"""The fast functions under the layers: convolution, pooling, matrix products, batch-minor.
+
+Their gradients are written by hand where XLA's own are slow. What is said about XLA on CPU was
+measured with jax 0.10 on two cores; ``benchmarks/throughput.py`` shows what it comes to.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmnist.networks import target
+
+
+def _pad(x_HCWN: jax.Array, rows: int, columns: int) -> jax.Array:
+    return jnp.pad(x_HCWN, ((rows, rows), (0, 0), (columns, columns), (0, 0)))
+
+
+def _over_rows(function: Callable, count: int, *windowed: tuple[jax.Array, int]) -> Any:
+    """Stacks ``function(window, …)`` over ``count`` windows, one row further down each.
+
+    ``windowed``: arrays whose first axis is H, each with the number of rows in its window.
+    """
+    if target.current().one_by_one:
+
+        def at(row: jax.Array) -> Any:
+            return function(*(lax.dynamic_slice_in_dim(a, row, size) for a, size in windowed))
+
+        return lax.map(at, lax.iota(jnp.int32, count))
+    windows = (
+        jnp.stack([a[row : row + count] for row in range(size)], axis=1) for a, size in windowed
+    )
+    return jax.vmap(function)(*windows)
+
+
+def _width_shifts(x_CWN: jax.Array, count: int) -> jax.Array:
+    """Stacks ``count`` copies of x, each one pixel further left: (count·C, W-count+1, N)."""
+    width = x_CWN.shape[1] - count + 1
+    return jnp.concatenate([x_CWN[:, j : j + width] for j in range(count)])
+
+
+def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """a·b over axis ``contract[0]`` of a and ``contract[1]`` of b, summed in at least float32."""
+    accumulate = jnp.promote_types(a.dtype, jnp.float32)
+    if not target.current().bfloat16_products:
+        a, b = a.astype(accumulate), b.astype(accumulate)
+    dims = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(a, b, dims, preferred_element_type=accumulate)
+
+
+def materialize(x: jax.Array) -> jax.Array:
+    """x itself, but computed once: for what is dear to compute.
+
+    XLA on CPU fuses whatever it can into each of its consumers and computes it anew in each, and a
+    slice with a variable start, fused, is read number by number. It drops optimization barriers
+    before it does so, but never looks into a conditional.
+    """
+    if not target.current().materializes:
+        return x
+    # What the compiler cannot know. NaN means divergence anyway; integers are always finite.
+    finite = x.ravel()[0] < jnp.inf
+    nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
+    return lax.cond(finite, lambda: x, lambda: jnp.full_like(x, nothing))
+
+
+def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, arrays)
+
+
+def conv2d(
+    x_HCWN: jax.Array, kernel_HWIO: jax.Array, bias_O: jax.Array | None = None, padding: int = 0
+) -> jax.Array:
+    """Stride-1 cross-correlation as in ``torch.nn.functional.conv2d``, row by row.
+
+    A row of the result sees kh rows of x, which lie side by side in memory: a (kw·O, kh·I) matrix
+    times these gives one map per kernel column, and the maps, shifted in width, add up to the row.
+    What a row needs stays in a core's own cache, where a whole layer would go through memory
+    several times; and memory is what convolutions this small cost. The gradients use the same
+    forms. Only a single input channel, the image itself, is taken apart into patches: nine maps
+    in, instead of three times O maps out.
+
+    Args:
+      x_HCWN: (H, I, W, N), any float dtype.
+      kernel_HWIO: (kh, kw, I, O), the dtype of x.
+      bias_O: (O,), the dtype of x, or None.
+      padding: zeros added on each side of H and W, fewer than kh.
+
+    Returns:
+      (H+2·padding-kh+1, O, W+2·padding-kw+1, N) in the dtype of x.
+    """
+    if padding >= len(kernel_HWIO):
+        raise ValueError(f"padding {padding} must be smaller than the kernel, {len(kernel_HWIO)}")
+    return _conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
+
+
+def _conv2d_primal(x_HCWN, kernel_HWIO, bias_O, padding):
+    return _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding)[0]
+
+
+def _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding):
+    kh, kw, i, o = kernel_HWIO.shape
+    padded_HCWN = _pad(x_HCWN, padding, padding)
+    height, _, width, n = padded_HCWN.shape
+    out_width = width - kw + 1
+    # By kernel column where the maps are added up, by kernel row in patches.
+    matrix = kernel_HWIO.transpose(1, 3, 0, 2).reshape(kw * o, kh * i)
+    patch_matrix = kernel_HWIO.transpose(3, 1, 0, 2).reshape(o, kw * kh * i)
+
+    def row(x_KCWN: jax.Array) -> jax.Array:
+        if i == 1:
+            patches = _width_shifts(materialize(x_KCWN)[:, 0], kw)
+            y_OWN = dot(patch_matrix, patches.reshape(kw * kh, -1), (1, 0))
+            y_OWN = y_OWN.reshape(o, out_width, n)
+        else:
+            maps = dot(matrix, x_KCWN.reshape(kh * i, -1), (1, 0)).reshape(kw, o, width, n)
+            y_OWN = _sum(maps[j, :, j : j + out_width] for j in range(kw))
+        if bias_O is not None:
+            y_OWN += bias_O[:, None, None]
+        return y_OWN.astype(x_HCWN.dtype)
+
+    y_HCWN = _over_rows(row, height - kh + 1, (padded_HCWN, kh))
+    return y_HCWN, (x_HCWN, kernel_HWIO, bias_O)
+
+
+def _conv2d_backward(padding, residuals, dy_HOWN):
+    x_HCWN, kernel_HWIO, bias_O = residuals
+    kh, kw, i, o = kernel_HWIO.shape
+    padded_HCWN = _pad(x_HCWN, 0, padding)
+    padded_HOWN = _pad(dy_HOWN, kh - 1 - padding, 0)
+    height, _, width, n = padded_HCWN.shape
+    out_width = width - kw + 1
+    # Row r of a window of dy saw x through row kh-1-r of the kernel.
+    matrix = kernel_HWIO[::-1].transpose(1, 2, 0, 3).reshape(kw * i, kh * o)
+
+    def row(dy_KOWN: jax.Array, x_1CWN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dy = dy_KOWN.reshape(kh * o, -1)
+        shifts = _width_shifts(materialize(x_1CWN)[0], kw).reshape(kw * i, -1)
+        dmatrix = dot(dy, _fill_tile(shifts), (1, 1))[:, : kw * i]
+        dshifts = dot(matrix, dy, (1, 0)).reshape(kw, i, out_width, n)
+        dx_CWN = _sum(jnp.pad(dshifts[j], ((0, 0), (j, kw - 1 - j), (0, 0))) for j in range(kw))
+        return dx_CWN[:, padding : width - padding].astype(x_HCWN.dtype), dmatrix
+
+    dx_HCWN, dmatrix_H = _over_rows(row, height, (padded_HOWN, kh), (padded_HCWN, 1))
+    dkernel_HWIO = dmatrix_H.sum(0).reshape(kh, o, kw, i)[::-1].transpose(0, 2, 3, 1)
+    # Of the padded array: a second reader of dy would have XLA write it twice.
+    dbias_O = None if bias_O is None else padded_HOWN.sum((0, 2, 3)).astype(bias_O.dtype)
+    return dx_HCWN, dkernel_HWIO.astype(kernel_HWIO.dtype), dbias_O
+
+
+def _fill_tile(matrix: jax.Array) -> jax.Array:
+    """Zero rows up to a multiple of the target's ``tile_rows`` where these add less than a fifth.
+
+    On a CPU a weight gradient over 30, 54 or 60 rows takes half as long again as one over 32 or 64.
+    """
+    missing = -len(matrix) % target.current().tile_rows
+    if missing == 0 or missing * 5 >= len(matrix):
+        return matrix
+    return jnp.concatenate([matrix, jnp.zeros((missing, matrix.shape[1]), matrix.dtype)])
+
+
+_conv2d = jax.custom_vjp(_conv2d_primal, nondiff_argnums=(3,))
+_conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+@jax.custom_vjp
+def max_pool(x_HCWN: jax.Array) -> jax.Array:
+    """2×2 maximum with stride 2, (H, C, W, N) to (H//2, C, W//2, N).
+
+    Where several pixels of a patch are equal, the whole gradient goes to the first of them in
+    row-major order, as in PyTorch. The gradient is hand-written: differentiated slices become
+    interior pads, which XLA on CPU turns into branches, eight times slower.
+    """
+    return _max_pool_forward(x_HCWN)[0]
+
+
+def _corners(x_HCWN: jax.Array) -> list[jax.Array]:
+    """The four pixels of each patch in row-major order, each (H//2, C, W//2, N)."""
+    h, _, w, _ = x_HCWN.shape
+    return [x_HCWN[r : h // 2 * 2 : 2, :, j : w // 2 * 2 : 2] for r in (0, 1) for j in (0, 1)]
+
+
+def _max_pool_forward(x_HCWN: jax.Array):
+    y_HCWN = functools.reduce(jnp.maximum, _corners(x_HCWN))
+    return y_HCWN, (x_HCWN, y_HCWN)
+
+
+def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], dy_HCWN: jax.Array):
+    x_HCWN, y_HCWN = residuals
+    h, c, w, n = dy_HCWN.shape
+    first, second, third, _ = (corner == y_HCWN for corner in _corners(x_HCWN))
+    winner = jnp.where(first, 0, jnp.where(second, 1, jnp.where(third, 2, 3)))
+    winner = materialize(winner.astype(jnp.uint8))
+    # Spread by broadcasting: stacked, the four corners would be branches again.
+    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 2, 1, 1, 2, 1)
+    won = winner[:, None, :, :, None] == place
+    dx_HCWN = jnp.where(won, dy_HCWN[:, None, :, :, None], 0).reshape(2 * h, c, 2 * w, n)
+    full_h, _, full_w, _ = x_HCWN.shape
+    return (jnp.pad(dx_HCWN, ((0, full_h - 2 * h), (0, 0), (0, full_w - 2 * w), (0, 0))),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)

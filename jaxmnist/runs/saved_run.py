@@ -1,0 +1,82 @@
+"""A run read back from its workdir: configuration, engine, one seed's state."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmnist.config import Config
+from jaxmnist.errors import UserError
+from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.runs.workdir import CHECKPOINTS, read_config
+from jaxmnist.training import optim
+from jaxmnist.training.engine import Engine, TrainState, make_engine, over_seeds
+
+
+class SavedRun(NamedTuple):
+    """What a checkpoint of a run holds, for one of its seeds."""
+
+    config: Config
+    engine: Engine
+    epoch: int
+    state: TrainState
+
+
+def engine_of(config: Config) -> Engine:
+    """The engine for everything but training: its schedule is a placeholder."""
+    return make_engine(config, optim.make_schedule(config, steps_per_epoch=1))
+
+
+def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> SavedRun:
+    """Reads a run back.
+
+    Args:
+      workdir: where it is.
+      checkpoint: 'best' (by evaluation accuracy), 'last' or the number of an epoch.
+      seed: one of the run's seeds; None for the first.
+
+    Raises:
+      UserError: where there is no such run, checkpoint or seed.
+    """
+    config = read_config(workdir)
+    seed = config.seed if seed is None else seed
+    index = seed - config.seed
+    if not 0 <= index < config.num_seeds:
+        raise UserError(
+            f"--seed is {seed}: {workdir} has the seeds {config.seed} to "
+            f"{config.seed + config.num_seeds - 1}"
+        )
+    engine = engine_of(config)
+    seeds_S = jnp.zeros(config.num_seeds, jnp.uint32)
+    abstract_states = jax.eval_shape(over_seeds(engine.init), seeds_S)
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        raise UserError(f"{workdir} has no checkpoint: train it first")
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        step = _find(checkpoints, checkpoint, workdir)
+        for line in checkpoints.damaged:
+            print(f"note: {line}", file=sys.stderr)
+        epoch = checkpoints.record(step).epoch
+        states = checkpoints.restore(step, abstract_states)
+    return SavedRun(config, engine, epoch, jax.tree.map(lambda leaf: leaf[index], states))
+
+
+def _find(checkpoints: Checkpoints, name: str, workdir: Path) -> int:
+    """The step of the checkpoint called ``name``."""
+    steps = checkpoints.steps()
+    records = {step: checkpoints.record(step) for step in steps}
+    named = {str(r.epoch): step for step, r in records.items() if not r.partial}
+    there = ", ".join([*named, *checkpoints.damaged]) or "none"
+    last = steps[-1] if steps else None
+    # A run without accuracies, of imported weights, has no best checkpoint: the last will do.
+    named |= {"last": last, "best": last if checkpoints.best() is None else checkpoints.best()}
+    step = named.get(name)
+    if step is None:
+        raise UserError(
+            f"--checkpoint is {name!r}: it must be best, last or an epoch that {workdir} keeps "
+            f"({there})"
+        )
+    return step

@@ -1,0 +1,1 @@
+"""Training as pure functions over pytrees, and the devices they run on."""

@@ -1,0 +1,202 @@
+"""Turns the engine's functions into the compiled programs of one run.
+
+An epoch is cut into segments of a fraction of a second, so that the progress bar moves, Ctrl-C is
+heard and the augmented batches of a segment fit into memory. The last, smaller batch is a segment
+of its own. Each distinct shape is compiled once; what the first step does not need, when its turn
+comes.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmnist import data
+from jaxmnist.config import Config
+from jaxmnist.errors import UserError
+from jaxmnist.networks import target
+from jaxmnist.training import hosts, optim, parallel
+from jaxmnist.training.engine import (
+    Evaluation,
+    Images,
+    StepMetrics,
+    TrainState,
+    make_engine,
+    over_seeds,
+)
+
+
+class Segment(NamedTuple):
+    """``steps`` batches of ``batch_size`` images, from image ``start`` of the epoch's order."""
+
+    start: int
+    steps: int
+    batch_size: int
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.batch_size
+
+
+def plan_epoch(size: int, config: Config, max_steps: int | None = None) -> list[Segment]:
+    """Cuts an epoch over ``size`` images into segments of at most ``max_steps`` steps.
+
+    Raises:
+      UserError: where the configuration asks for more steps than there are, or for none.
+    """
+    batch_size = config.batch_size
+    full, rest = divmod(size, batch_size)
+    if config.drop_remainder:
+        rest = 0
+    available = full + (rest > 0)
+    if not available:
+        raise UserError(
+            f"config.batch_size is {batch_size}: with drop_remainder it must not exceed "
+            f"the {size:,} training images"
+        )
+    if config.steps_per_epoch > available:
+        raise UserError(
+            f"config.steps_per_epoch is {config.steps_per_epoch}: "
+            f"{size:,} training images make {available} steps, use 0 for all of them"
+        )
+    if 0 < config.steps_per_epoch <= full:
+        full, rest = config.steps_per_epoch, 0
+
+    chunk = _chunk_steps(full, max_steps or full)
+    segments = [
+        Segment(first * batch_size, min(chunk, full - first), batch_size)
+        for first in range(0, full, chunk or 1)
+    ]
+    return segments + ([Segment(full * batch_size, 1, rest)] if rest else [])
+
+
+def _chunk_steps(full: int, max_steps: int) -> int:
+    """The largest divisor of ``full`` up to ``max_steps``, so that all chunks are of one shape.
+
+    Where only small ones exist, a remainder of another shape costs less than many small chunks.
+    """
+    divisors = [d for d in range(1, min(full, max_steps) + 1) if full % d == 0]
+    if divisors and divisors[-1] * 4 >= min(full, max_steps):
+        return divisors[-1]
+    return min(full, max_steps)
+
+
+def trace(
+    function: Callable, mesh: Mesh, *args: Any, mapped: int = 1, donate: tuple[int, ...] = ()
+) -> jax.stages.Traced:
+    """The program that maps ``function`` over the seeds in its first ``mapped`` arguments."""
+    over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
+    return jax.jit(over, donate_argnums=donate).trace(*args)
+
+
+class Programs:
+    """The compiled programs of a run; every state has a leading axis of seeds, S."""
+
+    compile_seconds: float
+    """Spent on compilation so far."""
+
+    def __init__(
+        self,
+        config: Config,
+        schedule: optim.Schedule,
+        mesh: Mesh,
+        train_set: data.Dataset,
+        eval_set: data.Dataset,
+    ):
+        """Brings the data to the devices and compiles what the first step needs."""
+        self.compile_seconds = 0.0
+        parts = mesh.shape[parallel.DATA]
+        split = make_engine(config, schedule, parallel.DATA if parts > 1 else None)
+        whole = make_engine(config, schedule)
+        local_seeds = config.num_seeds // mesh.shape[parallel.SEED]
+        form = target.current()
+        self.segments = plan_epoch(len(train_set), config, form.steps_of(local_seeds))
+        by_seed, self._same = parallel.per_seed(mesh), parallel.everywhere(mesh)
+        self._train_set, self._eval_set = (
+            Images(*(hosts.place(a, self._same) for a in (part.images_NHW, part.labels_N)))
+            for part in (train_set, eval_set)
+        )
+        seeds_S = np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32)
+        self._seeds_S = hosts.place(seeds_S, by_seed)
+
+        def compiled(function: Callable, *args: Any, **options: Any):
+            started = time.perf_counter()
+            with target.form(form):  # some are compiled later
+                traced = trace(function, mesh, *args, **options)
+                program = traced.lower().compile(parallel.compiler_options(mesh))
+            self.compile_seconds += time.perf_counter() - started
+            return program
+
+        states_of = parallel.spread(over_seeds(split.init), mesh)
+        self.abstract_states: TrainState = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_seed),
+            jax.eval_shape(states_of, self._seeds_S),
+        )
+        order_SN = jax.ShapeDtypeStruct(
+            (config.num_seeds, len(train_set)), jnp.int32, sharding=by_seed
+        )
+        zero = self._number(0)
+        epoch_order = functools.partial(split.epoch_order, size=len(train_set))
+
+        @functools.cache
+        def evaluate():
+            return compiled(split.evaluate, self.abstract_states, self._eval_set)
+
+        @functools.cache
+        def train(steps: int, batch_size: int):
+            # A batch that cannot be split evenly is done as a whole, by every device.
+            engine = whole if batch_size % parts else split
+            train_steps = functools.partial(engine.train_steps, steps=steps, batch_size=batch_size)
+            args = self.abstract_states, order_SN, zero, self._train_set
+            return compiled(train_steps, *args, mapped=2, donate=(0,))
+
+        self._train, self._evaluate = train, evaluate
+        self._init = compiled(split.init, self._seeds_S)
+        self._order = compiled(epoch_order, self.abstract_states, zero)
+        self._train(*self.segments[0][1:])
+
+    def _number(self, value: int) -> jax.Array:
+        return hosts.place(np.array(value, np.int32), self._same)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return sum(segment.steps for segment in self.segments)
+
+    def segments_after(self, steps: int) -> list[Segment]:
+        """What remains of an epoch of which ``steps`` steps are done.
+
+        Where these end within a segment (other devices make others), the rest of it is a shape of
+        its own.
+        """
+        remaining, before = [], 0
+        for segment in self.segments:
+            done = min(max(steps - before, 0), segment.steps)
+            start = segment.start + done * segment.batch_size
+            if done < segment.steps:
+                remaining.append(segment._replace(start=start, steps=segment.steps - done))
+            before += segment.steps
+        return remaining
+
+    def init(self) -> TrainState:
+        """The states before the first step."""
+        return self._init(self._seeds_S)
+
+    def epoch_order(self, states: TrainState, epoch: int) -> jax.Array:
+        """The orders in which ``epoch`` visits the training images: int32 (S, N)."""
+        return self._order(states, self._number(epoch))
+
+    def train(
+        self, states: TrainState, order_SN: jax.Array, segment: Segment
+    ) -> tuple[TrainState, StepMetrics]:
+        """Runs a segment; uses up ``states``. The metrics are (S, steps)."""
+        program = self._train(segment.steps, segment.batch_size)
+        return program(states, order_SN, self._number(segment.start), self._train_set)
+
+    def evaluate(self, states: TrainState) -> Evaluation:
+        """Scores the whole evaluation set, for each seed."""
+        return self._evaluate()(states, self._eval_set)

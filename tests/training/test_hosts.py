@@ -1,0 +1,210 @@
+"""Several processes as one run, for real: two of them on the loopback device, two cores each."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from workdirs import rows_of, wait_for
+
+from jaxmnist.errors import UserError
+from jaxmnist.runs import saved_run
+from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.runs.workdir import CHECKPOINTS
+from jaxmnist.training import hosts
+
+RECIPE = Path(__file__).parents[2] / "configs" / "compact_tiny.py"
+TIMEOUT = 120
+
+
+def command(idx_folder: Path, workdir: Path, *more: str) -> list[str]:
+    """A run whose learning rate is small enough for rounding to stay what it is."""
+    return [
+        *(sys.executable, "-m", "jaxmnist.main", f"--config={RECIPE}", f"--workdir={workdir}"),
+        *(f"--config.dataset={idx_folder}", "--config.split=train/test"),
+        *("--config.batch_size=100", "--config.steps_per_epoch=0"),
+        *("--config.optimizer.learning_rate=0.0001", "--config.schedule.name=constant"),
+        *more,
+    ]
+
+
+def start(args: Sequence[str], devices: int, cwd: Path | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        args,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+    )
+
+
+@contextlib.contextmanager
+def two_processes(
+    args: Sequence[str], cwds: Sequence[Path | None] = (None, None)
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """The same command twice, with two devices each; whatever is left of them is killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--coordinator=127.0.0.1:{port}", "--num_processes=2"
+    processes = [
+        start([*args, *flags, f"--process_id={i}"], devices=2, cwd=cwd)
+        for i, cwd in enumerate(cwds)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each."""
+    texts = [process.communicate(timeout=TIMEOUT) for process in processes]
+    return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
+
+
+@pytest.mark.parametrize("seeds", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_two_processes_equal_one(tmp_path: Path, idx_folder: Path, seeds: int):
+    """One seed: each batch over all four devices. Four: a seed each, on two hosts."""
+    fields = f"--config.num_seeds={seeds}", "--config.num_epochs=8"
+    with two_processes(command(idx_folder, tmp_path / "two", *fields)) as processes:
+        (code, said, complaint), (other_code, other_said, other_complaint) = outputs(processes)
+    assert (code, other_code) == (0, 0), complaint + other_complaint
+    assert "final accuracy" in said
+    assert all(line.startswith("[Gloo]") for line in other_said.splitlines())
+    alone = start(command(idx_folder, tmp_path / "one", *fields), devices=4)
+    assert outputs([alone])[0][0] == 0
+
+    rows, expected = rows_of(tmp_path / "two"), rows_of(tmp_path / "one")
+    places = [(row["epoch"], row["seed"]) for row in rows]
+    assert places == [(epoch, seed) for epoch in range(1, 9) for seed in range(seeds)]
+    for row, other in zip(rows, expected, strict=True):
+        for name in ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5)
+    for seed in range(seeds):
+        two, one = (saved_run.load(tmp_path / name, seed=seed).state for name in ("two", "one"))
+        assert int(two.step) == 56
+        distances = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), two.params, one.params)
+        largest = max(jax.tree.leaves(distances))
+        print(f"seed {seed}: largest difference of a weight after 56 steps: {largest:.0e}")
+        assert largest < 1e-5
+        chex.assert_trees_all_close(two, one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_the_death_of_one_ends_the_other_and_the_run_resumes(
+    tmp_path: Path, idx_folder: Path, victim: int
+):
+    workdir = tmp_path / "run"
+    args = command(idx_folder, workdir, "--config.num_epochs=9999")
+    with two_processes(args) as processes:
+        survivor = processes[1 - victim]
+        wait_for(survivor, lambda: len(rows_of(workdir)) >= 3)
+        processes[victim].kill()
+        killed = time.monotonic()
+        _, complaint = survivor.communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+    assert survivor.returncode in (1, -signal.SIGABRT)  # ours, or that of JAX, who may be first
+    assert "another process" in complaint or "another task" in complaint
+
+    before = rows_of(workdir)
+    with contextlib.closing(CheckedRun(args)) as alone:
+        wait_for(alone.process, lambda: len(rows_of(workdir)) > len(before))
+        code, said, complaint = alone.end(signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, complaint
+    resumed = re.search(r"resumed after epoch (\d+) of 9999", said)
+    assert resumed
+    assert int(resumed[1]) >= len(before) - 1
+    after = rows_of(workdir)
+    assert [row["epoch"] for row in after] == list(range(1, len(after) + 1))
+
+
+def test_sigterm_to_one_stops_and_saves_both(tmp_path: Path, idx_folder: Path):
+    workdir = tmp_path / "run"
+    with two_processes(command(idx_folder, workdir, "--config.num_epochs=9999")) as processes:
+        wait_for(processes[1], lambda: len(rows_of(workdir)) >= 2)
+        processes[1].send_signal(signal.SIGTERM)
+        results = outputs(processes)
+    for code, _, complaint in results:
+        assert code == 128 + signal.SIGTERM, complaint
+        assert "everything is saved" in complaint
+    with contextlib.closing(Checkpoints(workdir / CHECKPOINTS, read_only=True)) as checkpoints:
+        assert checkpoints.record(checkpoints.steps()[-1]).rows == rows_of(workdir)
+
+
+class CheckedRun:
+    """A run in one process, on one device."""
+
+    def __init__(self, args: Sequence[str]):
+        self.process = start(args, devices=1)
+
+    def end(self, number: signal.Signals) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        return outputs([self.process])[0]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.long
+def test_impossible_mesh_ends_all_processes(tmp_path: Path, idx_folder: Path):
+    args = command(idx_folder, tmp_path / "run", "--config.mesh.data=2")
+    with two_processes(args) as processes:
+        results = outputs(processes)
+    for code, _, complaint in results:
+        assert code == 2
+        assert complaint.count("\n") == 1
+        assert "config.mesh" in complaint
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_refusals_of_the_first_process_end_all(tmp_path: Path, idx_folder: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("")
+    with two_processes(command(idx_folder, tmp_path / "run")) as processes:
+        results = outputs(processes)
+    for code, _, complaint in results:
+        assert code == 2
+        assert complaint.count("\n") == 1
+        assert "holds other things" in complaint
+
+
+def test_workdirs_that_are_not_shared_are_refused(tmp_path: Path, idx_folder: Path):
+    with two_processes(command(idx_folder, Path("run")), cwds=(tmp_path, idx_folder)) as processes:
+        results = outputs(processes)
+    for code, _, complaint in results:
+        assert code == 2
+        assert complaint.count("\n") == 1
+        assert "not the same folder for all processes" in complaint
+
+
+def test_processes_that_do_not_meet_say_so(monkeypatch: pytest.MonkeyPatch):
+    def fail(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED:\nnobody came")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match=r"host:1: DEADLINE_EXCEEDED: nobody came") as caught:
+        hosts.join("host:1", 2, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_process_is_the_first():
+    assert hosts.is_first()
+    assert hosts.on_first(lambda: 7) == 7
+    assert hosts.largest(5) == 5

@@ -19,7 +19,7 @@ def flops_per_image(model: str) -> int:
     backward, but for the first layer, whose input needs no gradient.
     """
     total, channels = 0, 1
-    network = models.build(model, 0.0)
+    network = models.build(model)
     for layer, summary in zip(network.layers, analyze.summarize(network), strict=True):
         outputs = summary.output_shape
         if isinstance(layer, (layers.Conv, layers.Linear)):

@@ -30,7 +30,8 @@ from torch_parity import load_recipe, make_pair, make_torch, normalised
 from torch_reference import TorchNetwork, TorchRecipe
 
 from jaxmnist import data, published
-from jaxmnist.training import engine, optim
+from jaxmnist.runs import assemble
+from jaxmnist.training import engine
 
 
 def torch_accuracy(network: TorchNetwork, images: torch.Tensor, labels_N: np.ndarray) -> float:
@@ -69,15 +70,9 @@ def train_jax(
     config.num_epochs = len(orders)
     full, rest = divmod(orders.shape[1], config.batch_size)
     pair = make_pair(recipe, network)
-    schedule = optim.make_schedule(config, full + (rest > 0))
-    run = engine.Engine(
-        pair.engine.network,
-        optim.make_optimizer(config, schedule),
-        config.label_smoothing,
-        rotate_degrees=0.0,
-        translate=0.0,
-    )
-    state = pair.state.replace(opt_state=run.optimizer.init(pair.state.params))
+    schedule = assemble.schedule(config, full + (rest > 0))
+    run, member = pair.engine, pair.member._replace(schedule=schedule)
+    state = pair.state
     train_set, test_set = (
         engine.Images(jnp.asarray(part.images_NHW), jnp.asarray(part.labels_N))
         for part in (train, test)
@@ -88,12 +83,12 @@ def train_jax(
     for order_N in orders:
         order = jnp.asarray(order_N, jnp.int32)
         state, _ = steps(
-            state, order, jnp.int32(0), train_set, steps=full, batch_size=config.batch_size
+            state, member, order, jnp.int32(0), train_set, steps=full, batch_size=config.batch_size
         )
         if rest:
             start = jnp.int32(full * config.batch_size)
-            state, _ = steps(state, order, start, train_set, steps=1, batch_size=rest)
-        accuracies.append(100 * int(evaluate(state, test_set).correct) / len(test))
+            state, _ = steps(state, member, order, start, train_set, steps=1, batch_size=rest)
+        accuracies.append(100 * int(evaluate(state, member, test_set).correct) / len(test))
     return accuracies
 
 

@@ -20,8 +20,8 @@ from torch_peers import A_SEED_EACH, ALONE, DEVICE, ONE_NETWORK, Run, load_confi
 from jaxmnist import data
 from jaxmnist.config import Config
 from jaxmnist.networks import layers, models, prng
-from jaxmnist.training import augment, optim, parallel
-from jaxmnist.training.programs import Programs
+from jaxmnist.runs import assemble
+from jaxmnist.training import augment
 
 __all__ = ["ALONE", "A_SEED_EACH", "ONE_NETWORK", "Run", "flax", "hardware", "jaxmnist"]
 __all__ += ["load_config"]
@@ -43,11 +43,11 @@ def hardware() -> str:
 def jaxmnist(config: Config, train: data.Dataset, steps: int) -> Run:
     """The programs that ``python -m jaxmnist.main`` runs, for ``config.num_seeds`` seeds."""
     config.steps_per_epoch = steps
-    schedule = optim.make_schedule(config, steps)
+    schedules, mesh = [assemble.schedule(config, steps)], assemble.mesh(config)
     evaluation = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # compiled, not run
-    programs = Programs(config, schedule, parallel.make_mesh(config), train, evaluation)
+    programs = assemble.programs([config], schedules, mesh, train, evaluation)
     states = programs.init()
-    order_SN = programs.epoch_order(states, 0)
+    order_SN = programs.epoch_order(0)
 
     def run() -> None:
         nonlocal states
@@ -77,7 +77,7 @@ class _StockNetwork(nn.Module):
                     x = nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
                 case layers.Relu():
                     x = nn.relu(x)
-                case layers.Dropout(rate=rate, whole_channels=whole):
+                case layers.Dropout(rate=float(rate), whole_channels=whole):
                     shared = (1, 2) if whole else ()
                     x = nn.Dropout(rate, broadcast_dims=shared, deterministic=False)(x)
                 case layers.MaxPool():
@@ -102,9 +102,9 @@ def flax(config: Config, train: data.Dataset, steps: int) -> Run:
     Optimizer, random numbers and augmentation are jaxmnist's.
     """
     network = _StockNetwork(models.NETWORKS[config.model](config.dropout))
-    optimizer = optim.make_optimizer(config, optim.make_schedule(config, 10**4))
+    engine, schedule = assemble.engine(config), assemble.schedule(config, 10**4)
+    member = assemble.member(config, schedule, seed=0)
     images_NHW, labels_N = jnp.asarray(train.images_NHW), jnp.asarray(train.labels_N)
-    degrees, translate = config.augment.rotate_degrees, config.augment.translate
     root = prng.key(0)
     variables = jax.jit(network.init)({"params": root, "dropout": root}, images_NHW[:2])
     variables["params"] = dict(variables["params"])
@@ -114,7 +114,9 @@ def flax(config: Config, train: data.Dataset, steps: int) -> Run:
         variables, opt_state = state
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(root, step))
         index_B = jax.lax.dynamic_slice(order_N, (step * config.batch_size,), (config.batch_size,))
-        drawn = augment.random_parameters(augment_key, len(index_B), degrees, translate)
+        drawn = augment.random_parameters(
+            augment_key, len(index_B), member.rotate_degrees, member.translate
+        )
         batch_HWB = augment.gather(images_NHW, index_B, augment.source_pixels(*drawn))
 
         def loss_fn(params):
@@ -130,11 +132,12 @@ def flax(config: Config, train: data.Dataset, steps: int) -> Run:
             return optax.softmax_cross_entropy(logits_BK, targets_BK).mean(), updates
 
         (loss, updates), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+        optimizer = engine.optimizer(member, step)
         changes, opt_state = optimizer.update(grads, opt_state, variables["params"])
         params = optax.apply_updates(variables["params"], changes)
         return ({"params": params, **updates}, opt_state), loss
 
-    state = variables, optimizer.init(variables["params"])
+    state = variables, engine.optimizer(member).init(variables["params"])
 
     def run() -> None:
         nonlocal state

@@ -22,8 +22,8 @@ import peers
 
 from jaxmnist import data, published
 from jaxmnist.config import Config
-from jaxmnist.training import optim, parallel
-from jaxmnist.training.programs import Programs
+from jaxmnist.runs import assemble
+from jaxmnist.training import parallel
 
 NUM_SEEDS = 8
 EQUALITY_STEPS = 50
@@ -40,11 +40,11 @@ def trained(config: Config, train: data.Dataset) -> tuple[Any, np.ndarray]:
     """Parameters and losses (S, steps) after a few slow steps."""
     config.steps_per_epoch, config.schedule.name = EQUALITY_STEPS, "constant"
     config.optimizer.learning_rate = 1e-4
-    schedule = optim.make_schedule(config, EQUALITY_STEPS)
+    schedules, mesh = [assemble.schedule(config, EQUALITY_STEPS)], assemble.mesh(config)
     few = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # to evaluate: not used
-    programs = Programs(config, schedule, parallel.make_mesh(config), train, few)
+    programs = assemble.programs([config], schedules, mesh, train, few)
     states, losses = programs.init(), []
-    order_SN = programs.epoch_order(states, 1)
+    order_SN = programs.epoch_order(1)
     for segment in programs.segments:
         states, metrics = programs.train(states, order_SN, segment)
         losses.append(np.asarray(metrics.loss))

@@ -21,6 +21,7 @@ import torch
 
 from jaxmnist import data, published
 from jaxmnist.networks import target
+from jaxmnist.runs import assemble
 from jaxmnist.training import parallel
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     for num_seeds in arguments.seeds:
         config = peers.load_config(arguments.recipe)
         config.num_seeds, config.precision = num_seeds, arguments.precision
-        mesh = parallel.make_mesh(config).shape
+        mesh = assemble.mesh(config).shape
         # On a CPU a step of hundreds of seeds takes seconds, and fewer will do.
         steps = max(2, 2 * target.current().steps_of(num_seeds))
         images = steps * config.batch_size * num_seeds

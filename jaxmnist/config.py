@@ -149,7 +149,7 @@ def validate(config: Config) -> None:
 
 
 def _validate_together(config: Config) -> None:
-    layers = models.build(config.model, config.dropout).layers
+    layers = models.build(config.model).layers
     if config.dropout and not any(isinstance(layer, Dropout) for layer in layers):
         raise UserError(
             f"config.dropout is {config.dropout}: {config.model} has no dropout layer, set it to 0"

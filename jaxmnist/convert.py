@@ -18,7 +18,7 @@ from absl import flags
 from jaxmnist import cli, config
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.export import torch_weights
-from jaxmnist.runs import saved_run
+from jaxmnist.runs import assemble, saved_run
 from jaxmnist.runs.checkpoint import Checkpoints, Record
 from jaxmnist.runs.workdir import Workdir
 from jaxmnist.training.engine import TrainState
@@ -66,15 +66,16 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
         )
     if os.path.exists(workdir) and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--to {workdir} is not an empty folder: choose another")
-    engine = saved_run.engine_of(recipe)
+    engine = assemble.engine(recipe)
     try:
         params, batch_stats, by_order = torch_weights.from_state_dict(
-            engine.network, torch_weights.read(file), in_order=file.suffix != ".safetensors"
+            engine.network(), torch_weights.read(file), in_order=file.suffix != ".safetensors"
         )
     except UserError as error:
         raise UserError(f"--from {file} does not fit {recipe.model}: {error}") from error
-    opt_state = engine.optimizer.init(params)
-    state = TrainState(jnp.uint32(recipe.seed), jnp.int32(0), params, batch_stats, opt_state)
+    member = assemble.member(recipe, assemble.schedule(recipe, steps_per_epoch=1), recipe.seed)
+    opt_state = engine.optimizer(member).init(params)
+    state = TrainState(jnp.int32(0), params, batch_stats, opt_state)
     try:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         # Elsewhere until it is whole: a run without its checkpoint would train from scratch.
@@ -103,7 +104,7 @@ def export_weights(workdir: Path, file: Path, checkpoint: str, seed: int | None)
     torch_weights.write(
         file,
         torch_weights.to_state_dict(
-            run.engine.network, state.params, state.batch_stats, int(state.step)
+            run.engine.network(), state.params, state.batch_stats, int(state.step)
         ),
     )
 

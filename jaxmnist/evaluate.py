@@ -91,13 +91,13 @@ def _evaluate() -> None:
     dataset = _DATASET.value or run.config.dataset
     _, eval_data = data.load(dataset, _SPLIT.value or run.config.split)
     eval_set = Images(jnp.asarray(eval_data.images_NHW), jnp.asarray(eval_data.labels_N))
-    evaluation = jax.jit(run.engine.evaluate)(run.state, eval_set)
+    evaluation = jax.jit(run.engine.evaluate)(run.state, run.member, eval_set)
     predictions_N = np.asarray(evaluation.predictions_N)
     result = scores(eval_data.labels_N, predictions_N, float(evaluation.loss))
     if _JSON.value:
         print(json.dumps(result))
         return
-    print(f"{run.config.model}, epoch {run.epoch}, seed {int(run.state.seed)}, on {dataset}")
+    print(f"{run.config.model}, epoch {run.epoch}, seed {run.member.seed}, on {dataset}")
     print(_text(result, eval_data.labels_N, predictions_N))
 
 

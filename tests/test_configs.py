@@ -165,7 +165,7 @@ def test_two_loads_are_independent(name: str):
 @every_recipe
 def test_parameters_are_the_published_ones(name: str):
     config = load(name)
-    layers = analyze.summarize(models.build(config.model, config.dropout))
+    layers = analyze.summarize(models.build(config.model))
     publication = published.load_all()[name]
     assert sum(layer.params for layer in layers) == publication["params"] == PARAMS[name]
     if "receptive_field" in publication:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_saved_run import cut, make_run, tiny_config, tiny_run
+from saved_runs import cut, make_run, tiny_config, tiny_run
 
 from jaxmnist import data, evaluate
 from jaxmnist.errors import UserError
@@ -74,7 +74,7 @@ def test_agrees_with_the_training(trained: Path, checkpoint: str, seed: int | No
 
 def independent_scores(run: saved_run.SavedRun, part: data.Dataset) -> dict[str, Any]:
     """All images in one batch, the rest in NumPy."""
-    apply = jax.jit(run.engine.network.apply, static_argnames="train")
+    apply = jax.jit(run.engine.network().apply, static_argnames="train")
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
     logits = apply(variables, jnp.asarray(part.images_NHW), train=False)
     logits_NK = np.asarray(logits, np.float64)

@@ -41,9 +41,9 @@ from jaxmnist import config, convert, data
 from jaxmnist.errors import UserError
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import models
-from jaxmnist.runs import checkpoint, saved_run
+from jaxmnist.runs import assemble, checkpoint, saved_run
 from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch, Record
-from jaxmnist.training import optim, parallel, programs
+from jaxmnist.training import programs
 from jaxmnist.training.engine import TrainState
 
 PATIENCE = 30  # seconds for one case, on a machine that is busy
@@ -291,13 +291,13 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 def check_config(given: config.Config) -> bool:
     """Goes on as ``train.run`` does, before there are data."""
     config.validate(given)
-    segments = programs.plan_epoch(60_000, given, 32)
+    segments = programs.plan_epoch(60_000, assemble.batching(given), 32)
     steps = sum(segment.steps for segment in segments)
     assert 0 < steps <= 60_000
     assert sum(segment.images for segment in segments) <= 60_000
-    parallel.make_mesh(given)
+    assemble.mesh(given)
     if given.num_epochs * steps <= TABLE:
-        schedule = optim.make_schedule(given, steps)
+        schedule = assemble.schedule(given, steps)
         assert schedule.learning_rate_T1.dtype == np.float64
         assert len(schedule.learning_rate_T1) == given.num_epochs * steps + 1
     return True
@@ -401,7 +401,7 @@ def test_shapes_of_images(shape: tuple[int, ...], kind: int, labels: int):
 
 # Files of weights.
 
-NETWORK = models.build("compact_tiny", 0.0)
+NETWORK = models.build("compact_tiny")
 SLOTS = torch_weights.slots(NETWORK)
 STATE_DICT = {slot.key: np.full(slot.shape, 0.5, np.float32) for slot in SLOTS}
 MISFIT = ("is missing", "is unexpected", "has shape", "holds")
@@ -598,7 +598,7 @@ BEST = 8
 def at_step(step: int) -> TrainState:
     """A small state of which each step has another."""
     params = {"w": jnp.full((1, 2), step / 3, jnp.float32)}
-    return TrainState(jnp.zeros(1, jnp.uint32), jnp.full(1, step, jnp.int32), params, {}, ())
+    return TrainState(jnp.full(1, step, jnp.int32), params, {}, ())
 
 
 ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), at_step(0))

@@ -22,9 +22,9 @@ from jaxmnist import convert
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import analyze, models, prng
 from jaxmnist.networks.layers import Dropout, MaxPool
-from jaxmnist.runs import saved_run
+from jaxmnist.runs import assemble, saved_run
 from jaxmnist.runs import train as train_lib
-from jaxmnist.training import augment, optim
+from jaxmnist.training import augment
 from jaxmnist.training.engine import Images
 
 
@@ -45,7 +45,7 @@ def batch(mnist):
 
 @pytest.mark.parametrize("model", TORCH_NETWORKS)
 def test_parameters(model):
-    network = models.build(model, 0.0)
+    network = models.build(model)
     expected = {
         key: tuple(tensor.shape)
         for key, tensor in TORCH_NETWORKS[model](0.0).state_dict().items()
@@ -57,7 +57,7 @@ def test_parameters(model):
 @pytest.mark.parametrize("model", TORCH_NETWORKS)
 def test_layers_have_the_same_outputs_one_by_one(model):
     """Position by position, as in ``nn.Sequential``; torch may have a log-softmax behind."""
-    summaries = analyze.summarize(models.build(model, 0.0))
+    summaries = analyze.summarize(models.build(model))
     layers = TORCH_NETWORKS[model](0.0).eval().layers
     assert len(layers) - len(summaries) == isinstance(layers[-1], torch.nn.LogSoftmax)
     x = torch.zeros(1, 1, 28, 28)
@@ -135,7 +135,7 @@ def test_learning_rate_and_momentum_of_every_step(recipe):
     for _ in range(config.num_epochs * steps_per_epoch):
         torch_recipe.step()
         expected.append(torch_recipe.hyperparameters())
-    schedule = optim.make_schedule(config, steps_per_epoch)
+    schedule = assemble.schedule(config, steps_per_epoch)
     found = np.array([schedule.learning_rate_T1, schedule.momentum_T1], np.float32)
     peak = schedule.learning_rate_T1.max()  # cosine ends at 0, where nothing is relative
     np.testing.assert_allclose(found, np.transpose(expected), rtol=1e-6, atol=1e-12 * peak)
@@ -145,7 +145,7 @@ def test_learning_rate_and_momentum_of_every_step(recipe):
 def test_initialisation_is_drawn_from_torchs_distribution(model):
     """Bounds, and Kolmogorov–Smirnov over the values of 20 initialisations."""
     count = 20
-    network = models.build(model, 0.0)
+    network = models.build(model)
     blank_NHW = jnp.zeros((1, 28, 28), jnp.uint8)
     ours = jax.jit(jax.vmap(lambda seed: network.init(prng.key(seed), blank_NHW, train=False)))(
         jnp.arange(count)
@@ -272,7 +272,7 @@ def test_weights_trained_by_torch_score_the_same_here(steps, mnist, tmp_path):
 
     run = saved_run.load(tmp_path / "run")
     test_set = Images(jnp.asarray(test.images_NHW), jnp.asarray(test.labels_N))
-    correct = int(jax.jit(run.engine.evaluate)(run.state, test_set).correct)
+    correct = int(jax.jit(run.engine.evaluate)(run.state, run.member, test_set).correct)
     assert correct > (9500 if steps == 469 else 9000)
     assert abs(correct - torch_correct(network, test)) <= 2
 

@@ -7,6 +7,7 @@ is rounding, which a high learning rate amplifies step by step.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ from jaxmnist import data, published
 from jaxmnist.config import Config
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import models
-from jaxmnist.training import optim
-from jaxmnist.training.engine import Engine, TrainState, make_engine
+from jaxmnist.runs import assemble
+from jaxmnist.training.engine import Engine, TrainState
+from jaxmnist.training.population import Member
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = tuple(published.load_all())
@@ -80,6 +82,7 @@ class Pair(NamedTuple):
 
     torch_network: TorchNetwork
     engine: Engine
+    member: Member
     state: TrainState
 
 
@@ -109,15 +112,16 @@ def make_pair(recipe: str, torch_network: TorchNetwork) -> Pair:
     """The recipe's engine beside ``torch_network``, with its weights and in its precision."""
     config = load_recipe(recipe)
     weights = flat_weights(torch_network)
-    engine = make_engine(config, optim.make_schedule(config, STEPS_PER_EPOCH))
     dtype = next(iter(weights.values())).dtype
-    network = models.build(config.model, 0.0, dtype)
-    engine = dataclasses.replace(engine, network=network, rotate_degrees=0.0, translate=0.0)
-    params, batch_stats, _ = torch_weights.from_state_dict(network, weights, in_order=False)
-    state = TrainState(
-        jnp.uint32(0), jnp.int32(0), params, batch_stats, engine.optimizer.init(params)
+    make_network = functools.partial(models.build, config.model, dtype=dtype)
+    engine = dataclasses.replace(assemble.engine(config), make_network=make_network)
+    config.augment.rotate_degrees = config.augment.translate = 0.0
+    member = assemble.member(config, assemble.schedule(config, STEPS_PER_EPOCH), 0)
+    params, batch_stats, _ = torch_weights.from_state_dict(
+        engine.network(), weights, in_order=False
     )
-    return Pair(torch_network, engine, state)
+    state = TrainState(jnp.int32(0), params, batch_stats, engine.optimizer(member).init(params))
+    return Pair(torch_network, engine, member, state)
 
 
 @contextlib.contextmanager
@@ -164,7 +168,7 @@ def forward_error(recipe: str, images_NHW: np.ndarray, *, train: bool) -> float:
         pair.torch_network.train(train)
         with torch.no_grad():
             expected = pair.torch_network(normalised(images_NHW, torch.float32)).numpy()
-        apply = jax.jit(pair.engine.network.apply, static_argnames=("train", "mutable"))
+        apply = jax.jit(pair.engine.network().apply, static_argnames=("train", "mutable"))
         logits, _ = apply(
             {"params": pair.state.params, "batch_stats": pair.state.batch_stats},
             jnp.asarray(images_NHW),
@@ -199,9 +203,9 @@ def step_errors(recipe: str, images_NHW: np.ndarray, labels_N: np.ndarray) -> St
         pair = make_pair(recipe, make_torch(recipe, disturb_batch_norm=True))
         images_HWN = jnp.asarray(images_NHW.transpose(1, 2, 0))
         grads, batch_stats, metrics = jax.jit(pair.engine.gradients)(
-            pair.state, images_HWN, jnp.asarray(labels_N)
+            pair.state, pair.member, images_HWN, jnp.asarray(labels_N)
         )
-        found = as_torch(pair.engine.network, grads, batch_stats)
+        found = as_torch(pair.engine.network(), grads, batch_stats)
         expected_gradients = gradients_of(exact)
         expected_stats = {
             key: array
@@ -251,10 +255,10 @@ def trajectories(
             loss.backward()
             torch_recipe.step()
             images_HWN = jnp.asarray(images_NHW.transpose(1, 2, 0))
-            state, metrics = step(state, images_HWN, jnp.asarray(labels_N))
+            state, metrics = step(state, pair.member, images_HWN, jnp.asarray(labels_N))
             losses[:, count] = loss.item(), float(metrics.loss)
             if count + 1 == EARLY_STEPS:
-                found = as_torch(pair.engine.network, state.params, state.batch_stats)
+                found = as_torch(pair.engine.network(), state.params, state.batch_stats)
                 early = flat_weights(network), found
     return Trajectory(losses[0], early[0]), Trajectory(losses[1], early[1])
 

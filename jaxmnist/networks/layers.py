@@ -10,15 +10,14 @@ large the patch is that it looks at and how far it strides; ``analyze.py`` deriv
 from that. Semantics and initialisation are those of the ``torch.nn`` layer of the same name.
 """
 
-import math
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxmnist.networks import prng
 from jaxmnist.networks.ops import conv2d, dot, max_pool
@@ -158,15 +157,16 @@ class Dropout(Layer):
     """Zeroes elements with probability ``rate``, scales the rest by 1/(1-rate): ``nn.Dropout``.
 
     With ``whole_channels`` it zeroes whole maps, one decision per image and channel:
-    ``torch.nn.Dropout2d``. How a batch is split does not change what is zeroed.
+    ``torch.nn.Dropout2d``. How a batch is split does not change what is zeroed. The rate may be a
+    traced number; None is no dropout.
     """
 
-    rate: float
+    rate: ArrayLike | None
     whole_channels: bool = False
 
     @nn.compact
     def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
-        if not train or self.rate == 0:
+        if not train or self.rate is None:
             return x_HCWN
         *shape, n = x_HCWN.shape
         if self.whole_channels:
@@ -176,9 +176,10 @@ class Dropout(Layer):
             batch *= lax.axis_size(self.axis_name)
             first = n * lax.axis_index(self.axis_name)
         bits = prng.bits_slice(self.make_rng("dropout"), (*shape, batch), first, n)
+        kept = 1 - jnp.asarray(self.rate, jnp.float32)
         # As jax.random.bernoulli, which makes a float of the upper 23 bits and compares that.
-        keep = bits >> 9 < math.ceil(float(np.float32(1 - self.rate)) * 2**23)
-        return jnp.where(keep, x_HCWN / (1 - self.rate), 0)
+        keep = bits >> 9 < jnp.ceil(kept * 2**23).astype(jnp.uint32)
+        return jnp.where(keep, x_HCWN * (1 / kept).astype(x_HCWN.dtype), 0)
 
 
 class MaxPool(Layer):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxmnist.networks.layers import (
     BatchNorm,
@@ -25,6 +25,7 @@ from jaxmnist.networks.layers import (
 )
 
 Layers = tuple[Layer, ...]
+Rate = ArrayLike | None
 
 SIDE = 28  # the images are SIDE×SIDE
 MEAN, STD = 0.1307, 0.3081  # of the MNIST training pixels scaled to [0, 1], as everyone rounds them
@@ -57,11 +58,15 @@ class Network(nn.Module):
 
 
 def build(
-    model: str, dropout: float, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
+    model: str,
+    dropout: Rate = None,
+    dtype: DTypeLike = jnp.float32,
+    axis_name: str | None = None,
 ) -> Network:
     """The network called ``model``, each of its dropout layers with the rate ``dropout``.
 
-    ``axis_name``: the mapped axis that batches are split over, see ``Layer``.
+    The rate may be a traced number; None is no dropout. ``axis_name``: the mapped axis that batches
+    are split over, see ``Layer``.
     """
     layers = NETWORKS[model](dropout)
     return Network(tuple(layer.clone(axis_name=axis_name) for layer in layers), dtype)
@@ -75,7 +80,7 @@ def conv_relu_bn(features: int, padding: int) -> Layers:
     return Conv(features, 3, padding), Relu(), BatchNorm()
 
 
-def compact_tiny(dropout: float) -> Layers:
+def compact_tiny(dropout: Rate) -> Layers:
     """6,584 parameters. The head, average beside max pool, is inferred from the count."""
     return (
         *conv_bn_relu(8, 1),
@@ -91,7 +96,7 @@ def compact_tiny(dropout: float) -> Layers:
     )
 
 
-def compact(dropout: float) -> Layers:
+def compact(dropout: Rate) -> Layers:
     """CompactMNISTNet: 18,472 parameters, receptive field 56."""
     return (
         *conv_bn_relu(8, 1),
@@ -110,7 +115,7 @@ def compact(dropout: float) -> Layers:
     )
 
 
-def lightweight(dropout: float) -> Layers:
+def lightweight(dropout: Rate) -> Layers:
     """19,210 parameters, receptive field 40. Every convolution has a bias."""
     return (
         *conv_bn_relu(6, 1, use_bias=True),
@@ -129,7 +134,7 @@ def lightweight(dropout: float) -> Layers:
     )
 
 
-def model1(dropout: float) -> Layers:
+def model1(dropout: Rate) -> Layers:
     """13,808 parameters, receptive field 32. ReLU comes before batch norm."""
     return (
         *conv_relu_bn(16, 0),
@@ -152,7 +157,7 @@ def model1(dropout: float) -> Layers:
     )
 
 
-def model2(dropout: float) -> Layers:
+def model2(dropout: Rate) -> Layers:
     """9,382 parameters, receptive field 40. Every convolution has a bias."""
     return (
         *conv_bn_relu(16, 1, use_bias=True),
@@ -171,7 +176,7 @@ def model2(dropout: float) -> Layers:
     )
 
 
-def model3(_: float) -> Layers:
+def model3(_: Rate) -> Layers:
     """7,784 parameters, receptive field 42. No dropout."""
     return (
         *conv_bn_relu(7, 0),
@@ -189,7 +194,7 @@ def model3(_: float) -> Layers:
     )
 
 
-def efficient(dropout: float) -> Layers:
+def efficient(dropout: Rate) -> Layers:
     """19,664 parameters, receptive field 28."""
     return (
         *conv_bn_relu(16, 0),
@@ -209,7 +214,7 @@ def efficient(dropout: float) -> Layers:
     )
 
 
-def net8k(dropout: float) -> Layers:
+def net8k(dropout: Rate) -> Layers:
     """8,440 parameters, receptive field 48."""
     return (
         *conv_bn_relu(8, 1),
@@ -226,7 +231,7 @@ def net8k(dropout: float) -> Layers:
     )
 
 
-NETWORKS: dict[str, Callable[[float], Layers]] = {
+NETWORKS: dict[str, Callable[[Rate], Layers]] = {
     network.__name__: network
     for network in (
         compact_tiny,

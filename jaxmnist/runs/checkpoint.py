@@ -5,10 +5,12 @@ A checkpoint is a folder named after the optimizer step. Orbax makes it appear w
 do not agree is damaged: it is never read, and moved aside, not deleted.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,21 +139,25 @@ class Checkpoints:
         Raises:
           UserError: where they are not what ``abstract_states`` describes.
         """
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or first),
-            abstract_states,
-        )
-        path = self._folder / str(step)
-        try:
-            # Of a KeyboardInterrupt Orbax makes other exceptions, or waits for ever.
-            with signals.held_back():
-                return self._orbax.restore(path, args=ocp.args.StandardRestore(target))
-        except Exception as error:  # Orbax fails with whatever lies below
-            raise UserError(
-                f"{path} cannot be read ({type(error).__name__}): move it away to go on from the "
-                "one before, or --restart to begin anew"
-            ) from error
+        path, args = self._folder / str(step), ocp.args.StandardRestore(_placed(abstract_states))
+        with _readable(path):
+            return self._orbax.restore(path, args=args)
+
+    def restore_networks(self, step: int, abstract_states: TrainState) -> TrainState:
+        """As ``restore``, but without reading the state of the optimizer, which becomes None."""
+        path, networks = self._folder / str(step), _placed(abstract_states.replace(opt_state=None))
+        fields = {name: getattr(networks, name) for name in ("step", "params", "batch_stats")}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(fields)
+        args = ocp.args.PyTreeRestore(fields, restore_args, partial_restore=True)
+        with (
+            contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as orbax,
+            _readable(path),
+        ):
+            there: Any = orbax.metadata(path).item_metadata
+            for name, expected in fields.items():
+                if _shapes(there[name]) != _shapes(expected):
+                    raise ValueError(f"other shapes in {name}")
+            return networks.replace(**orbax.restore(path, args=args))
 
     def close(self) -> None:
         self._orbax.close()
@@ -159,6 +165,33 @@ class Checkpoints:
 
 class _DamagedError(OneLineError):
     """A checkpoint is not what was written."""
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what Orbax says of a checkpoint that does not fit into a ``UserError``."""
+    try:
+        # Of a KeyboardInterrupt Orbax makes other exceptions, or waits for ever.
+        with signals.held_back():
+            yield
+    except Exception as error:  # Orbax fails with whatever lies below
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): it may come from another version of "
+            "jaxmnist; move it away to go on from the one before, or --restart to begin anew"
+        ) from error
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+
+def _placed(abstract_states: TrainState) -> TrainState:
+    """Those that name no sharding are meant for the first device."""
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or first),
+        abstract_states,
+    )
 
 
 def _is_number(name: str) -> bool:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxmnist.config import Config
 from jaxmnist.errors import UserError
+from jaxmnist.runs import assemble
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.workdir import CHECKPOINTS, read_config
-from jaxmnist.training import optim
-from jaxmnist.training.engine import Engine, TrainState, make_engine, over_seeds
+from jaxmnist.training.engine import Engine, TrainState, over_members
+from jaxmnist.training.population import Member
 
 
 class SavedRun(NamedTuple):
@@ -21,13 +21,11 @@ class SavedRun(NamedTuple):
 
     config: Config
     engine: Engine
+    member: Member
+    """Its schedule is a placeholder."""
     epoch: int
     state: TrainState
-
-
-def engine_of(config: Config) -> Engine:
-    """The engine for everything but training: its schedule is a placeholder."""
-    return make_engine(config, optim.make_schedule(config, steps_per_epoch=1))
+    """Without that of the optimizer."""
 
 
 def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> SavedRun:
@@ -42,16 +40,18 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
       UserError: where there is no such run, checkpoint or seed.
     """
     config = read_config(workdir)
-    seed = config.seed if seed is None else seed
+    if seed is None:
+        seed = int(config.seed)
     index = seed - config.seed
     if not 0 <= index < config.num_seeds:
         raise UserError(
             f"--seed is {seed}: {workdir} has the seeds {config.seed} to "
             f"{config.seed + config.num_seeds - 1}"
         )
-    engine = engine_of(config)
-    seeds_S = jnp.zeros(config.num_seeds, jnp.uint32)
-    abstract_states = jax.eval_shape(over_seeds(engine.init), seeds_S)
+    engine = assemble.engine(config)
+    schedule = assemble.schedule(config, steps_per_epoch=1)
+    member = assemble.member(config, schedule, seed)
+    members = assemble.members([config], [schedule])
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoint: train it first")
@@ -60,8 +60,9 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
         for line in checkpoints.damaged:
             print(f"note: {line}", file=sys.stderr)
         epoch = checkpoints.record(step).epoch
-        states = checkpoints.restore(step, abstract_states)
-    return SavedRun(config, engine, epoch, jax.tree.map(lambda leaf: leaf[index], states))
+        abstract_states = jax.eval_shape(over_members(engine.init), members)
+        states = checkpoints.restore_networks(step, abstract_states)
+    return SavedRun(config, engine, member, epoch, jax.tree.map(lambda leaf: leaf[index], states))
 
 
 def _find(checkpoints: Checkpoints, name: str, workdir: Path) -> int:

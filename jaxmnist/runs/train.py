@@ -15,13 +15,13 @@ from jaxmnist import data, published
 from jaxmnist.config import Config, flatten, validate
 from jaxmnist.errors import DivergenceError, Stopped, UserError
 from jaxmnist.networks import analyze, models
-from jaxmnist.runs import report
+from jaxmnist.runs import assemble, report
 from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch, Record
 from jaxmnist.runs.signals import StopRequest
 from jaxmnist.runs.workdir import Row, Workdir, spread, storage_errors
-from jaxmnist.training import hosts, optim, parallel
+from jaxmnist.training import hosts, optim
 from jaxmnist.training.engine import TrainState
-from jaxmnist.training.programs import Programs, plan_epoch
+from jaxmnist.training.programs import Programs
 
 
 def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, Any]:
@@ -46,10 +46,10 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
     """
     validate(config)
     train_data, eval_data = data.load(config.dataset, config.split)
-    steps_per_epoch = sum(segment.steps for segment in plan_epoch(len(train_data), config))
-    schedule = optim.make_schedule(config, steps_per_epoch)
-    mesh = parallel.make_mesh(config)
-    layers = analyze.summarize(models.build(config.model, config.dropout))
+    steps_per_epoch = assemble.steps_per_epoch(config, len(train_data))
+    schedule = assemble.schedule(config, steps_per_epoch)
+    mesh = assemble.mesh(config)
+    layers = analyze.summarize(models.build(config.model))
     with contextlib.ExitStack() as stack:
         files = Workdir(workdir, config, restart=restart)
         stack.callback(files.close)
@@ -65,7 +65,7 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
             return summary
         report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))
 
-        programs = Programs(config, schedule, mesh, train_data, eval_data)
+        programs = assemble.programs([config], [schedule], mesh, train_data, eval_data)
         since_start = time.perf_counter() - jaxmnist.STARTED
         report.say(
             f"ready to train {since_start:.1f} s after the start, of which compilation took "
@@ -222,7 +222,7 @@ def _train_epoch(
     Uses up ``states``; adds to ``sums``, whose seconds are without compilation.
     """
     started = time.perf_counter() - sums.seconds - programs.compile_seconds
-    order_SN = programs.epoch_order(states, epoch)
+    order_SN = programs.epoch_order(epoch)
     for segment in programs.segments_after(sums.steps):
         # Several processes must agree where to stop: only at the end of an epoch.
         if stop.cause and jax.process_count() == 1:

@@ -105,7 +105,7 @@ class Workdir:
             if there.get(name) != here.get(name) and not name.startswith(("checkpoint.", "mesh."))
         }
         if "num_epochs" in differing:
-            if optim.spans_all_epochs(config):
+            if optim.spans_all_epochs(config.schedule.name):
                 differing["num_epochs"] += f", and the {config.schedule.name} schedule spans them"
             elif type(old := there.get("num_epochs")) is int and old < here["num_epochs"]:
                 self.grown_from = old

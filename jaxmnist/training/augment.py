@@ -11,28 +11,32 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmnist.networks.models import SIDE
 from jaxmnist.networks.ops import materialize
 
 
 def random_parameters(
-    key: jax.Array, count: int, rotate_degrees: float, translate: float
+    key: jax.Array, count: int, rotate_degrees: ArrayLike | None, translate: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array]:
     """Draws the transformation of each image, as torchvision does.
 
     ``RandomRotation(rotate_degrees)``: an angle in [-rotate_degrees, rotate_degrees) degrees.
     ``RandomAffine(0, translate)``: a shift of up to ``translate`` times the side, in whole pixels.
+    None is none.
 
     Returns:
       degrees_N float32; shift_2N int32, rows (down, right).
     """
     angle_key, shift_key = jax.random.split(key)
-    degrees_N = jax.random.uniform(
-        angle_key, (count,), jnp.float32, -rotate_degrees, rotate_degrees
-    )
-    reach = translate * SIDE
-    shift_2N = jax.random.uniform(shift_key, (2, count), jnp.float32, -reach, reach)
+    degrees_N, shift_2N = jnp.zeros(count, jnp.float32), jnp.zeros((2, count), jnp.float32)
+    if rotate_degrees is not None:
+        reach = jnp.asarray(rotate_degrees, jnp.float32)
+        degrees_N = jax.random.uniform(angle_key, (count,), jnp.float32, -reach, reach)
+    if translate is not None:
+        reach = jnp.asarray(translate, jnp.float32) * SIDE
+        shift_2N = jax.random.uniform(shift_key, (2, count), jnp.float32, -reach, reach)
     return degrees_N, jnp.round(shift_2N).astype(jnp.int32)
 
 

@@ -1,8 +1,11 @@
 """The training engine: pure functions over a ``TrainState``, scanned over steps on the device.
 
-Randomness is decided here and only here. Every draw comes from the run's seed, folded with what it
-is for and with the epoch or step it belongs to, so a run depends on nothing but its seed: not on
-where it was interrupted, nor on which other seeds share the program.
+Structure and numbers are two things. What shapes the program is in the ``Engine``; what is only a
+number is data, a ``Member``.
+
+Randomness is decided here and only here. Every draw comes from the member's seed, folded with what
+it is for and with the epoch or step it belongs to, so a run depends on nothing but its numbers: not
+on where it was interrupted, nor on which other members share the program.
 """
 
 import dataclasses
@@ -16,10 +19,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
-from jaxmnist.config import Config
 from jaxmnist.networks import models, prng, target
-from jaxmnist.training import augment, optim
+from jaxmnist.training import augment
+from jaxmnist.training.population import Member
 
 EVAL_BATCH = 500  # of each device; on a CPU nothing else in a run takes as much memory
 
@@ -33,9 +37,9 @@ class Stream(enum.IntEnum):
     DROPOUT = 3
 
 
-def _key(seed: jax.Array, stream: Stream, count: jax.Array) -> jax.Array:
+def _key(member: Member, stream: Stream, count: jax.Array) -> jax.Array:
     """The PRNG key of ``stream`` at its ``count``-th use (an epoch or a step)."""
-    return jax.random.fold_in(jax.random.fold_in(prng.key(seed), stream), count)
+    return jax.random.fold_in(jax.random.fold_in(prng.key(jnp.asarray(member.seed)), stream), count)
 
 
 class Images(NamedTuple):
@@ -50,8 +54,6 @@ class Images(NamedTuple):
 class TrainState(flax.struct.PyTreeNode):
     """All that changes during a run."""
 
-    seed: jax.Array
-    """uint32 (), constant: the root of all randomness."""
     step: jax.Array
     """int32 (), optimizer steps done."""
     params: Any
@@ -81,51 +83,63 @@ class Evaluation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """A recipe, ready to run: everything about a run that does not change."""
+    """What trains: everything that shapes the program of a step."""
 
-    network: models.Network
-    optimizer: optax.GradientTransformation
-    label_smoothing: float
-    rotate_degrees: float
-    translate: float
+    make_network: Callable[..., models.Network]
+    """The network with the dropout rate and the axis name that it is given by keyword."""
+    make_optimizer: Callable[..., optax.GradientTransformation]
+    """The optimizer of one step out of learning rate, momentum and weight decay."""
     axis_name: str | None = None
     """The mapped axis (of ``shard_map`` or ``pmap``) that batches are split over; gradients and
     statistics are then those of the whole batch."""
 
-    def init(self, seed: jax.Array) -> TrainState:
-        """The state before the first step. seed: uint32 ()."""
+    def network(self, dropout: ArrayLike | None = None) -> models.Network:
+        return self.make_network(dropout=dropout, axis_name=self.axis_name)
+
+    def optimizer(self, member: Member, step: ArrayLike = 0) -> optax.GradientTransformation:
+        """That of the ``step``-th step; its state has the same form for all."""
+        learning_rate, momentum = (jnp.asarray(table_T1)[step] for table_T1 in member.schedule)
+        return self.make_optimizer(learning_rate, momentum, jnp.asarray(member.weight_decay))
+
+    def init(self, member: Member) -> TrainState:
+        """The state before the first step."""
         blank_NHW = jnp.zeros((1, models.SIDE, models.SIDE), jnp.uint8)
         step = jnp.int32(0)
-        variables = self.network.init(_key(seed, Stream.INIT, step), blank_NHW, train=False)
-        opt_state = self.optimizer.init(variables["params"])
-        return TrainState(seed, step, variables["params"], variables["batch_stats"], opt_state)
+        key = _key(member, Stream.INIT, step)
+        variables = self.network().init(key, blank_NHW, train=False)
+        opt_state = self.optimizer(member).init(variables["params"])
+        return TrainState(step, variables["params"], variables["batch_stats"], opt_state)
 
-    def losses(self, logits_NK: jax.Array, labels_N: jax.Array) -> jax.Array:
+    def losses(self, member: Member, logits_NK: jax.Array, labels_N: jax.Array) -> jax.Array:
         """Cross-entropy of each image, (N,), with label smoothing as in PyTorch."""
         targets_NK = jax.nn.one_hot(labels_N, logits_NK.shape[1])
-        targets_NK = optax.smooth_labels(targets_NK, self.label_smoothing)
+        if member.label_smoothing is not None:
+            targets_NK = optax.smooth_labels(targets_NK, jnp.asarray(member.label_smoothing))
         wide_NK = logits_NK.astype(jnp.promote_types(logits_NK.dtype, jnp.float32))
         return optax.softmax_cross_entropy(wide_NK, targets_NK)
 
     def gradients(
-        self, state: TrainState, images_HWB: jax.Array, labels_B: jax.Array
+        self, state: TrainState, member: Member, images_HWB: jax.Array, labels_B: jax.Array
     ) -> tuple[Any, Any, StepMetrics]:
         """Gradients and new batch_stats of a training-mode pass over uint8 images, (28, 28, B).
 
         With ``axis_name``, B is this device's part of the batch.
         """
 
+        network = self.network(member.dropout)
+
         def loss_fn(params):
-            logits_BK, updates = self.network.apply(
+            logits_BK, updates = network.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images_HWB,
                 train=True,
                 method="from_batch_minor",
                 mutable=["batch_stats"],
-                rngs={"dropout": _key(state.seed, Stream.DROPOUT, state.step)},
+                rngs={"dropout": _key(member, Stream.DROPOUT, state.step)},
             )
             correct = (logits_BK.argmax(1).astype(jnp.uint8) == labels_B).sum()
-            return self.losses(logits_BK, labels_B).mean(), (updates["batch_stats"], correct)
+            losses_B = self.losses(member, logits_BK, labels_B)
+            return losses_B.mean(), (updates["batch_stats"], correct)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (batch_stats, correct)), grads = grad_fn(state.params)
@@ -136,11 +150,12 @@ class Engine:
         return grads, batch_stats, StepMetrics(loss, correct)
 
     def train_step(
-        self, state: TrainState, images_HWB: jax.Array, labels_B: jax.Array
+        self, state: TrainState, member: Member, images_HWB: jax.Array, labels_B: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         """One optimizer step on a batch of uint8 images, (28, 28, B)."""
-        grads, batch_stats, metrics = self.gradients(state, images_HWB, labels_B)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        grads, batch_stats, metrics = self.gradients(state, member, images_HWB, labels_B)
+        optimizer = self.optimizer(member, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -149,14 +164,12 @@ class Engine:
         )
         return new_state, metrics
 
-    def epoch_order(self, state: TrainState, epoch: jax.Array, size: int) -> jax.Array:
+    def epoch_order(self, member: Member, epoch: jax.Array, size: int) -> jax.Array:
         """The order in which ``epoch`` visits the ``size`` training images: int32 (size,)."""
-        return jax.random.permutation(_key(state.seed, Stream.SHUFFLE, epoch), size).astype(
-            jnp.int32
-        )
+        return jax.random.permutation(_key(member, Stream.SHUFFLE, epoch), size).astype(jnp.int32)
 
     def batches(
-        self, state: TrainState, index_SB: jax.Array, train_set: Images
+        self, state: TrainState, member: Member, index_SB: jax.Array, train_set: Images
     ) -> tuple[jax.Array, jax.Array]:
         """The batches of the next S steps, augmented: uint8 images (S, 28, 28, B), labels (S, B).
 
@@ -173,11 +186,10 @@ class Engine:
 
         def augmented(step: jax.Array, index_B: jax.Array) -> jax.Array:
             pixel_HWB = None
-            if self.rotate_degrees or self.translate:
-                key = _key(state.seed, Stream.AUGMENT, step)
-                degrees_B, shift_2B = augment.random_parameters(
-                    key, len(index_B), self.rotate_degrees, self.translate
-                )
+            bounds = member.rotate_degrees, member.translate
+            if any(bound is not None for bound in bounds):
+                key = _key(member, Stream.AUGMENT, step)
+                degrees_B, shift_2B = augment.random_parameters(key, len(index_B), *bounds)
                 pixel_HWB = augment.source_pixels(own(degrees_B), own(shift_2B))
             return augment.gather(train_set.images_NHW, own(index_B), pixel_HWB)
 
@@ -187,6 +199,7 @@ class Engine:
     def train_steps(
         self,
         state: TrainState,
+        member: Member,
         order_N: jax.Array,
         start: jax.Array,
         train_set: Images,
@@ -199,17 +212,18 @@ class Engine:
         def body(
             state: TrainState, batch: tuple[jax.Array, jax.Array]
         ) -> tuple[TrainState, StepMetrics]:
-            return self.train_step(state, *batch)
+            return self.train_step(state, member, *batch)
 
         index = lax.dynamic_slice(order_N, (start,), (steps * batch_size,))
-        batches = self.batches(state, index.reshape(steps, batch_size), train_set)
+        batches = self.batches(state, member, index.reshape(steps, batch_size), train_set)
         return lax.scan(body, state, batches)
 
-    def evaluate(self, state: TrainState, eval_set: Images) -> Evaluation:
+    def evaluate(self, state: TrainState, member: Member, eval_set: Images) -> Evaluation:
         """Scores every image; the last batch is padded and its padding not counted.
 
         With ``axis_name`` the devices share the work; each gets the whole result.
         """
+        network = self.network()
         size, parts, part = len(eval_set.labels_N), 1, 0
         if self.axis_name:
             parts, part = lax.axis_size(self.axis_name), lax.axis_index(self.axis_name)
@@ -219,13 +233,13 @@ class Engine:
         def body(_, index_B: jax.Array):
             valid_B = index_B < size
             index_B = jnp.minimum(index_B, size - 1)
-            logits_BK: Any = self.network.apply(
+            logits_BK: Any = network.apply(
                 {"params": state.params, "batch_stats": state.batch_stats},
                 augment.gather(eval_set.images_NHW, index_B),
                 train=False,
                 method="from_batch_minor",
             )
-            losses_B = self.losses(logits_BK, eval_set.labels_N[index_B])
+            losses_B = self.losses(member, logits_BK, eval_set.labels_N[index_B])
             predictions_B = logits_BK.argmax(1).astype(jnp.uint8)
             correct_B = predictions_B == eval_set.labels_N[index_B]
             return None, (losses_B * valid_B, correct_B & valid_B, predictions_B)
@@ -239,19 +253,6 @@ class Engine:
                 for a in (losses, correct, predictions)
             )
         return Evaluation(losses.sum() / size, correct.sum(), predictions[:size])
-
-
-def make_engine(config: Config, schedule: optim.Schedule, axis_name: str | None = None) -> Engine:
-    """The engine of a validated configuration; ``axis_name`` as in ``Engine``."""
-    dtype = jnp.dtype(config.precision)
-    return Engine(
-        network=models.build(config.model, config.dropout, dtype, axis_name),
-        optimizer=optim.make_optimizer(config, schedule),
-        label_smoothing=config.label_smoothing,
-        rotate_degrees=config.augment.rotate_degrees,
-        translate=config.augment.translate,
-        axis_name=axis_name,
-    )
 
 
 def _sum_over(tree: Any, axis_name: str) -> Any:
@@ -274,21 +275,21 @@ def _each(function: Callable) -> Callable:
     return each
 
 
-def over_seeds(function: Callable, mapped: int = 1) -> Callable:
-    """Maps ``function`` over the leading axis, one entry a seed, of its first ``mapped`` arguments.
+def over_members(function: Callable, mapped: int = 1) -> Callable:
+    """Maps ``function`` over the members: the leading axis of its first ``mapped`` arguments.
 
-    A single seed is not mapped by ``vmap``, which would batch dots and conditionals for nothing.
+    A single member is not mapped by ``vmap``, which would batch dots and conditionals for nothing.
     """
 
     def over(*args):
-        per_seed, shared = args[:mapped], args[mapped:]
+        per_member, shared = args[:mapped], args[mapped:]
 
         def one(*single):
             return function(*single, *shared)
 
-        (num_seeds,) = {len(leaf) for leaf in jax.tree.leaves(per_seed)}
-        if num_seeds == 1:
-            return lax.map(lambda entry: one(*entry), per_seed)
-        return _each(one)(*per_seed)
+        (size,) = {len(leaf) for leaf in jax.tree.leaves(per_member)}
+        if size == 1:
+            return lax.map(lambda entry: one(*entry), per_member)
+        return _each(one)(*per_member)
 
     return over

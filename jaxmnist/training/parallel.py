@@ -1,9 +1,9 @@
 """The devices of a run: a mesh with the axes ``seed`` and ``data``.
 
-Along ``seed`` lie different runs, which never speak to each other. Along ``data`` lie the parts of
-each batch; batch statistics and gradients are gathered over them. On a CPU every core is a device
-of its own: for networks this small two cores that each train on half of the batch, and meet twice
-a layer, are faster than two threads that share every operation.
+Along ``seed`` lie the members of a population, which never speak to each other. Along ``data`` lie
+the parts of each batch; batch statistics and gradients are gathered over them. On a CPU every core
+is a device of its own: for networks this small two cores that each train on half of the batch, and
+meet twice a layer, are faster than two threads that share every operation.
 """
 
 import os
@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxmnist.config import Config
 from jaxmnist.errors import UserError
 from jaxmnist.networks import target
 
@@ -37,34 +36,33 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_mesh(config: Config) -> Mesh:
-    """The mesh that ``config.mesh`` asks for, out of the devices there are.
+def make_mesh(members: int, batch_size: int, *, seed: int = 0, data: int = 0) -> Mesh:
+    """The devices for ``members`` networks that each train on batches of ``batch_size`` images.
 
-    Where a field is 0: as many devices along ``seed`` as share the seeds evenly; then as many along
-    ``data`` as share the batch evenly, each with the target's ``min_part`` images or more. A run of
-    several processes takes all their devices.
+    ``seed`` and ``data`` devices lie along the axes of that name. Where one is 0: as many along
+    ``seed`` as share the members evenly; then as many along ``data`` as share the batch evenly,
+    each with the target's ``min_part`` images or more. A run of several processes takes all their
+    devices.
 
     Raises:
-      UserError: where the devices are too few, or cannot share seeds or batch evenly.
+      UserError: where the devices are too few, or cannot share members or batch evenly.
     """
     available, several = jax.device_count(), jax.process_count() > 1
-    seed, data = config.mesh.seed, config.mesh.data
-    if seed and config.num_seeds % seed:
+    if seed and members % seed:
+        raise UserError(f"config.mesh.seed is {seed}: it must divide config.num_seeds ({members})")
+    if data and batch_size % data:
         raise UserError(
-            f"config.mesh.seed is {seed}: it must divide config.num_seeds ({config.num_seeds})"
+            f"config.mesh.data is {data}: it must divide config.batch_size ({batch_size})"
         )
-    if data and config.batch_size % data:
-        raise UserError(
-            f"config.mesh.data is {data}: it must divide config.batch_size ({config.batch_size})"
-        )
-    seed = seed or _largest_divisor(config.num_seeds, available // max(data, 1))
+    asked_data = data
+    seed = seed or _largest_divisor(members, available // max(data, 1))
     if not data:
         min_part = target.current().min_part
-        parts = config.batch_size // min_part if min_part else 1
+        parts = batch_size // min_part if min_part else 1
         parts = available if several else parts
-        data = _largest_divisor(config.batch_size, min(available // seed, parts))
+        data = _largest_divisor(batch_size, min(available // seed, parts))
     if seed * data > available:
-        field, value = ("data", data) if config.mesh.data else ("seed", seed)
+        field, value = ("data", data) if asked_data else ("seed", seed)
         raise UserError(
             f"config.mesh.{field} is {value}: a mesh of {seed} (seed) × {data} (data) devices "
             f"needs more than the {available} there {'is' if available == 1 else 'are'}"
@@ -73,7 +71,7 @@ def make_mesh(config: Config) -> Mesh:
         raise UserError(
             f"a mesh of {seed} (seed) × {data} (data) devices leaves some of the {available} of "
             f"{jax.process_count()} processes idle: choose config.mesh, config.num_seeds (now "
-            f"{config.num_seeds}) or config.batch_size (now {config.batch_size}) to use all"
+            f"{members}) or config.batch_size (now {batch_size}) to use all"
         )
     return jax.make_mesh(
         (seed, data),
@@ -88,8 +86,8 @@ def _largest_divisor(number: int, limit: int) -> int:
     return max((d for d in range(1, min(number, limit) + 1) if number % d == 0), default=1)
 
 
-def per_seed(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose leading axis is that of the seeds."""
+def per_member(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose leading axis is that of the members."""
     return NamedSharding(mesh, PartitionSpec(SEED))
 
 
@@ -99,19 +97,19 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 
 def spread(function: Callable, mesh: Mesh, mapped: int = 1) -> Callable:
-    """Runs ``function`` on every device of the mesh, on its share of the seeds.
+    """Runs ``function`` on every device of the mesh, on its share of the members.
 
     The first ``mapped`` arguments and the results are split along their leading axis; the other
     arguments are the same everywhere.
     """
-    seeds, same = PartitionSpec(SEED), PartitionSpec()
+    members, same = PartitionSpec(SEED), PartitionSpec()
 
     def spread_out(*args):
-        specs = tuple(seeds if place < mapped else same for place in range(len(args)))
+        specs = tuple(members if place < mapped else same for place in range(len(args)))
         # Without the check gradients mean what they mean under pmap: each device's own.
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=seeds, check_vma=False)(
-            *args
-        )
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=members, check_vma=False
+        )(*args)
 
     return spread_out
 

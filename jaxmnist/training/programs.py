@@ -1,4 +1,4 @@
-"""Turns the engine's functions into the compiled programs of one run.
+"""Turns the engine's functions into the compiled programs of a population.
 
 An epoch is cut into segments of a fraction of a second, so that the progress bar moves, Ctrl-C is
 heard and the augmented batches of a segment fit into memory. The last, smaller batch is a segment
@@ -6,6 +6,7 @@ of its own. Each distinct shape is compiled once; what the first step does not n
 comes.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -17,18 +18,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmnist import data
-from jaxmnist.config import Config
 from jaxmnist.errors import UserError
 from jaxmnist.networks import target
-from jaxmnist.training import hosts, optim, parallel
+from jaxmnist.training import hosts, parallel
 from jaxmnist.training.engine import (
+    Engine,
     Evaluation,
     Images,
     StepMetrics,
     TrainState,
-    make_engine,
-    over_seeds,
+    over_members,
 )
+from jaxmnist.training.population import Member
 
 
 class Segment(NamedTuple):
@@ -43,15 +44,25 @@ class Segment(NamedTuple):
         return self.steps * self.batch_size
 
 
-def plan_epoch(size: int, config: Config, max_steps: int | None = None) -> list[Segment]:
+class Batching(NamedTuple):
+    """How an epoch is cut into batches."""
+
+    batch_size: int
+    drop_remainder: bool = False
+    """Leave out the last, smaller batch."""
+    steps_per_epoch: int = 0
+    """0 for the whole training set."""
+
+
+def plan_epoch(size: int, batching: Batching, max_steps: int | None = None) -> list[Segment]:
     """Cuts an epoch over ``size`` images into segments of at most ``max_steps`` steps.
 
     Raises:
       UserError: where the configuration asks for more steps than there are, or for none.
     """
-    batch_size = config.batch_size
+    batch_size, drop_remainder, steps_per_epoch = batching
     full, rest = divmod(size, batch_size)
-    if config.drop_remainder:
+    if drop_remainder:
         rest = 0
     available = full + (rest > 0)
     if not available:
@@ -59,13 +70,13 @@ def plan_epoch(size: int, config: Config, max_steps: int | None = None) -> list[
             f"config.batch_size is {batch_size}: with drop_remainder it must not exceed "
             f"the {size:,} training images"
         )
-    if config.steps_per_epoch > available:
+    if steps_per_epoch > available:
         raise UserError(
-            f"config.steps_per_epoch is {config.steps_per_epoch}: "
+            f"config.steps_per_epoch is {steps_per_epoch}: "
             f"{size:,} training images make {available} steps, use 0 for all of them"
         )
-    if 0 < config.steps_per_epoch <= full:
-        full, rest = config.steps_per_epoch, 0
+    if 0 < steps_per_epoch <= full:
+        full, rest = steps_per_epoch, 0
 
     chunk = _chunk_steps(full, max_steps or full)
     segments = [
@@ -89,40 +100,49 @@ def _chunk_steps(full: int, max_steps: int) -> int:
 def trace(
     function: Callable, mesh: Mesh, *args: Any, mapped: int = 1, donate: tuple[int, ...] = ()
 ) -> jax.stages.Traced:
-    """The program that maps ``function`` over the seeds in its first ``mapped`` arguments."""
-    over = parallel.spread(over_seeds(function, mapped), mesh, mapped)
+    """The program that maps ``function`` over the members in its first ``mapped`` arguments."""
+    over = parallel.spread(over_members(function, mapped), mesh, mapped)
     return jax.jit(over, donate_argnums=donate).trace(*args)
 
 
 class Programs:
-    """The compiled programs of a run; every state has a leading axis of seeds, S."""
+    """The compiled programs of a population; every state has a leading axis of members, S."""
 
     compile_seconds: float
     """Spent on compilation so far."""
 
     def __init__(
         self,
-        config: Config,
-        schedule: optim.Schedule,
+        engine: Engine,
+        members: Member,
+        batching: Batching,
         mesh: Mesh,
         train_set: data.Dataset,
         eval_set: data.Dataset,
     ):
-        """Brings the data to the devices and compiles what the first step needs."""
+        """Brings the data to the devices and compiles what the first step needs.
+
+        Args:
+          engine: what trains, for batches that are not split.
+          members: the population, in host memory; see ``population.stack``.
+          batching: how an epoch is cut into batches.
+          mesh: the devices, see ``parallel.make_mesh``.
+          train_set: the images to train on.
+          eval_set: the images to evaluate on.
+        """
         self.compile_seconds = 0.0
         parts = mesh.shape[parallel.DATA]
-        split = make_engine(config, schedule, parallel.DATA if parts > 1 else None)
-        whole = make_engine(config, schedule)
-        local_seeds = config.num_seeds // mesh.shape[parallel.SEED]
+        split = dataclasses.replace(engine, axis_name=parallel.DATA) if parts > 1 else engine
+        count, size = len(np.asarray(members.seed)), len(train_set)
         form = target.current()
-        self.segments = plan_epoch(len(train_set), config, form.steps_of(local_seeds))
-        by_seed, self._same = parallel.per_seed(mesh), parallel.everywhere(mesh)
+        local = count // mesh.shape[parallel.SEED]
+        self.segments = plan_epoch(size, batching, form.steps_of(local))
+        by_member, self._same = parallel.per_member(mesh), parallel.everywhere(mesh)
         self._train_set, self._eval_set = (
             Images(*(hosts.place(a, self._same) for a in (part.images_NHW, part.labels_N)))
             for part in (train_set, eval_set)
         )
-        seeds_S = np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32)
-        self._seeds_S = hosts.place(seeds_S, by_seed)
+        self._members = jax.tree.map(lambda leaf: hosts.place(leaf, by_member), members)
 
         def compiled(function: Callable, *args: Any, **options: Any):
             started = time.perf_counter()
@@ -132,32 +152,31 @@ class Programs:
             self.compile_seconds += time.perf_counter() - started
             return program
 
-        states_of = parallel.spread(over_seeds(split.init), mesh)
+        states_of = parallel.spread(over_members(split.init), mesh)
         self.abstract_states: TrainState = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_seed),
-            jax.eval_shape(states_of, self._seeds_S),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_member),
+            jax.eval_shape(states_of, self._members),
         )
-        order_SN = jax.ShapeDtypeStruct(
-            (config.num_seeds, len(train_set)), jnp.int32, sharding=by_seed
-        )
+        order_SN = jax.ShapeDtypeStruct((count, size), jnp.int32, sharding=by_member)
         zero = self._number(0)
-        epoch_order = functools.partial(split.epoch_order, size=len(train_set))
+        epoch_order = functools.partial(split.epoch_order, size=size)
 
         @functools.cache
         def evaluate():
-            return compiled(split.evaluate, self.abstract_states, self._eval_set)
+            args = self.abstract_states, self._members, self._eval_set
+            return compiled(split.evaluate, *args, mapped=2)
 
         @functools.cache
         def train(steps: int, batch_size: int):
             # A batch that cannot be split evenly is done as a whole, by every device.
-            engine = whole if batch_size % parts else split
-            train_steps = functools.partial(engine.train_steps, steps=steps, batch_size=batch_size)
-            args = self.abstract_states, order_SN, zero, self._train_set
-            return compiled(train_steps, *args, mapped=2, donate=(0,))
+            able = engine if batch_size % parts else split
+            train_steps = functools.partial(able.train_steps, steps=steps, batch_size=batch_size)
+            args = self.abstract_states, self._members, order_SN, zero, self._train_set
+            return compiled(train_steps, *args, mapped=3, donate=(0,))
 
         self._train, self._evaluate = train, evaluate
-        self._init = compiled(split.init, self._seeds_S)
-        self._order = compiled(epoch_order, self.abstract_states, zero)
+        self._init = compiled(split.init, self._members)
+        self._order = compiled(epoch_order, self._members, zero)
         self._train(*self.segments[0][1:])
 
     def _number(self, value: int) -> jax.Array:
@@ -184,19 +203,20 @@ class Programs:
 
     def init(self) -> TrainState:
         """The states before the first step."""
-        return self._init(self._seeds_S)
+        return self._init(self._members)
 
-    def epoch_order(self, states: TrainState, epoch: int) -> jax.Array:
+    def epoch_order(self, epoch: int) -> jax.Array:
         """The orders in which ``epoch`` visits the training images: int32 (S, N)."""
-        return self._order(states, self._number(epoch))
+        return self._order(self._members, self._number(epoch))
 
     def train(
         self, states: TrainState, order_SN: jax.Array, segment: Segment
     ) -> tuple[TrainState, StepMetrics]:
         """Runs a segment; uses up ``states``. The metrics are (S, steps)."""
         program = self._train(segment.steps, segment.batch_size)
-        return program(states, order_SN, self._number(segment.start), self._train_set)
+        start = self._number(segment.start)
+        return program(states, self._members, order_SN, start, self._train_set)
 
     def evaluate(self, states: TrainState) -> Evaluation:
-        """Scores the whole evaluation set, for each seed."""
-        return self._evaluate()(states, self._eval_set)
+        """Scores the whole evaluation set, for each member."""
+        return self._evaluate()(states, self._members, self._eval_set)

@@ -11,38 +11,25 @@ import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch_reference import TORCH_NETWORKS, TorchNetwork
+from safetensors.torch import save_file
+from torch_reference import TORCH_NETWORKS
+from weight_files import (
+    FIRST,
+    SUFFIXES,
+    Code,
+    assert_equal,
+    load,
+    other_names,
+    reference,
+    save,
+    tensors,
+)
 
 from jaxmnist.errors import UserError
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import models
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
-FIRST = "layers.0.weight"  # of model3: (7, 1, 3, 3)
-
 torch.set_num_threads(1)
-
-
-def reference(model: str = "model3") -> TorchNetwork:
-    """A torch network whose batch norms are away from their start."""
-    torch.manual_seed(0)
-    network = TORCH_NETWORKS[model](0.0)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            assert module.num_batches_tracked is not None
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0, 0.2)
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            module.num_batches_tracked.fill_(321)
-    return network
-
-
-def tensors(model: str = "model3") -> dict[str, torch.Tensor]:
-    return dict(reference(model).state_dict())
 
 
 def arrays(model: str = "model3") -> dict[str, np.ndarray]:
@@ -50,20 +37,7 @@ def arrays(model: str = "model3") -> dict[str, np.ndarray]:
 
 
 def network(model: str = "model3") -> models.Network:
-    return models.build(model, 0.0)
-
-
-def save(file: Path, state_dict: Mapping[str, torch.Tensor]) -> Path:
-    """What users of torch and of safetensors do."""
-    if file.suffix == ".safetensors":
-        save_file(dict(state_dict), file)
-    else:
-        torch.save(dict(state_dict), file)
-    return file
-
-
-def load(file: Path) -> dict[str, torch.Tensor]:
-    return load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+    return models.build(model)
 
 
 def take(given: Mapping[str, np.ndarray], *, in_order: bool = False, model: str = "model3"):
@@ -82,14 +56,6 @@ def save_script(file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch is about to drop the format
         torch.jit.script(torch.nn.Linear(2, 2)).save(file)
-
-
-def assert_equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Same names, types and bits."""
-    assert set(found) == set(expected)
-    for key, array in expected.items():
-        assert np.asarray(found[key]).dtype == np.asarray(array).dtype
-        np.testing.assert_array_equal(np.asarray(found[key]), np.asarray(array), err_msg=key)
 
 
 @pytest.mark.parametrize("model", models.NETWORKS)
@@ -139,11 +105,6 @@ def test_step_becomes_the_batch_counters():
 def test_batch_counters_may_be_absent():
     given = {key: array for key, array in arrays().items() if "num_batches" not in key}
     take(given)
-
-
-def other_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """As a hand-written module has them: conv1.weight, bn1.weight…"""
-    return {key.replace("layers.", "block"): value for key, value in state_dict.items()}
 
 
 FOREIGN = {
@@ -278,16 +239,6 @@ def test_old_file_format(tmp_path: Path):
     jax.tree.map(
         np.testing.assert_array_equal, take(torch_weights.read(file))[0], take(arrays())[0]
     )
-
-
-class Code:
-    """Pickled, it becomes a call that makes a folder."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])

@@ -291,6 +291,18 @@ def test_dropout_layers_of_one_network_differ():
     assert (first != second).mean() > 0.4
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.25])
+def test_dropout_with_a_traced_rate_is_the_same(rate):
+    x_HCWN = jnp.asarray(normal(5, 4, 5, 16))
+
+    def apply(rate: float) -> Any:
+        rngs = {"dropout": prng.key(0)}
+        return layers.Dropout(rate).apply({}, x_HCWN, train=True, rngs=rngs)
+
+    chex.assert_trees_all_equal(jax.jit(apply)(rate), apply(rate))
+    assert (apply(rate) == 0).any()
+
+
 def test_dropout_passes_gradients_where_it_kept():
     x_HCWN = jnp.ones((4, 3, 4, 5))
     layer = layers.Dropout(0.25)
@@ -299,7 +311,7 @@ def test_dropout_passes_gradients_where_it_kept():
     chex.assert_trees_all_equal(vjp(x_HCWN)[0], y_HCWN)
 
 
-@pytest.mark.parametrize(("rate", "train"), [(0.5, False), (0.0, True)])
+@pytest.mark.parametrize(("rate", "train"), [(0.5, False), (None, True)])
 def test_dropout_does_nothing_and_needs_no_key(rate, train):
     x_HCWN = jnp.asarray(normal(3, 2, 3, 4))
     chex.assert_trees_all_equal(layers.Dropout(rate).apply({}, x_HCWN, train=train), x_HCWN)

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from populations import programs_of
 from torch_parity import RECIPES, load_config
 
 from jaxmnist import data
 from jaxmnist.config import Config, default_config
 from jaxmnist.networks import models, target
 from jaxmnist.networks.target import ACCELERATOR, CPU, Target
-from jaxmnist.training import optim, parallel, programs
+from jaxmnist.training import programs
 from jaxmnist.training.programs import Programs
 
 BATCH = 32
@@ -35,8 +36,7 @@ def make_programs(
         data.Dataset(part.images_NHW[:size], part.labels_N[:size])
         for part, size in zip(mnist, (train_size, 50), strict=True)
     )
-    schedule = optim.make_schedule(config, -(-train_size // BATCH))
-    return Programs(config, schedule, parallel.make_mesh(config), train, held_out)
+    return programs_of(config, train, held_out)
 
 
 class Said(NamedTuple):
@@ -80,7 +80,7 @@ def trained(mnist: tuple[data.Dataset, data.Dataset]) -> Train:
             compiled = make_programs(config, mnist, 2 * BATCH)
         states, losses = compiled.init(), []
         for epoch in (1, 2):
-            order_SN = compiled.epoch_order(states, epoch)
+            order_SN = compiled.epoch_order(epoch)
             for segment in compiled.segments:
                 states, metrics = compiled.train(states, order_SN, segment)
                 losses.append(np.asarray(metrics.loss))

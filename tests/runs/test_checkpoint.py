@@ -5,20 +5,23 @@ import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from populations import members_of
 
 from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import StorageError, UserError
+from jaxmnist.runs import assemble
 from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch, Record
-from jaxmnist.training import optim, parallel
-from jaxmnist.training.engine import TrainState, make_engine, over_seeds
+from jaxmnist.training import parallel
+from jaxmnist.training.engine import TrainState, over_members
 
 
 def small_config(optimizer: str, model: str, num_seeds: int) -> Config:
@@ -31,9 +34,7 @@ def small_config(optimizer: str, model: str, num_seeds: int) -> Config:
 
 def filled_states(config: Config) -> TrainState:
     """States in whose leaves each number is another one, optimizer state included."""
-    engine = make_engine(config, optim.make_schedule(config, 3))
-    seeds_S = jnp.arange(config.num_seeds, dtype=jnp.uint32)
-    shapes = jax.eval_shape(over_seeds(engine.init), seeds_S)
+    shapes = jax.eval_shape(over_members(assemble.engine(config).init), members_of(config))
     rng = np.random.default_rng(0)
 
     def random_bits(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -75,7 +76,7 @@ def opened(folder: Path, keep: int = 2, **options: Any) -> Iterator[Checkpoints]
 def at_step(step: int) -> TrainState:
     """A small state that says which step it belongs to."""
     params = {"w": jnp.full((1, 2), step, jnp.float32)}
-    return TrainState(jnp.zeros(1, jnp.uint32), jnp.full(1, step, jnp.int32), params, {}, ())
+    return TrainState(jnp.full(1, step, jnp.int32), params, {}, ())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -114,10 +115,10 @@ def test_round_trip_is_bit_exact(
     tmp_path: Path, optimizer: str, model: str, num_seeds: int, record: Record
 ):
     states = filled_states(small_config(optimizer, model, num_seeds))
-    # A moment for each parameter and two for Adam, beside the counters and hyperparameters.
-    moments = 2 if optimizer == "adam" else 1
+    # A moment for each parameter; for Adam two, and a counter.
     params = len(jax.tree.leaves(states.params))
-    assert len(jax.tree.leaves(states.opt_state)) > moments * params
+    leaves = 2 * params + 1 if optimizer == "adam" else params
+    assert len(jax.tree.leaves(states.opt_state)) == leaves
     with opened(tmp_path / "c") as checkpoints:
         checkpoints.save(4, states, record)
     with opened(tmp_path / "c") as checkpoints:
@@ -133,6 +134,41 @@ def test_round_trip_is_bit_exact(
         assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
 
 
+class OlderState(flax.struct.PyTreeNode):
+    """The states of version 0.2.0: the seed in them, the optimizer's another one."""
+
+    seed: jax.Array
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def test_networks_of_an_older_version_are_read(tmp_path: Path):
+    """And with ``restore``, which would train on, they are refused."""
+    states = filled_states(small_config("sgd", "compact_tiny", 2))
+    opt_state = {"hyperparams": {"learning_rate": jnp.ones(2)}, "trace": states.params}
+    older = OlderState(
+        jnp.zeros(2, jnp.uint32), states.step, states.params, states.batch_stats, opt_state
+    )
+    with opened(tmp_path / "c") as checkpoints:
+        checkpoints.save(4, cast(TrainState, older), record_of(1, 99.0, 98.0))
+        restored = checkpoints.restore_networks(4, abstract(states))
+        assert restored.opt_state is None
+        chex.assert_trees_all_equal(restored, states.replace(opt_state=None))
+        with pytest.raises(UserError, match="another version of jaxmnist"):
+            checkpoints.restore(4, abstract(states))
+
+
+def test_networks_are_not_those_of_another_model(tmp_path: Path):
+    states = filled_states(small_config("sgd", "compact_tiny", 2))
+    others = filled_states(small_config("sgd", "model3", 2))
+    with opened(tmp_path / "c") as checkpoints:
+        checkpoints.save(4, states, record_of(1, 99.0, 98.0))
+        with pytest.raises(UserError, match="cannot be read"):
+            checkpoints.restore_networks(4, abstract(others))
+
+
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
 def test_states_of_some_devices_are_restored_to_others(tmp_path: Path):
     """Saved from a mesh of 2×2 devices, to one of 4×1, and by default to the first device."""
@@ -142,7 +178,7 @@ def test_states_of_some_devices_are_restored_to_others(tmp_path: Path):
     for fields["mesh.seed"], fields["mesh.data"] in ((2, 2), (4, 1)):
         config = default_config()
         config.update_from_flattened_dict(fields)
-        shardings.append(parallel.per_seed(parallel.make_mesh(config)))
+        shardings.append(parallel.per_member(assemble.mesh(config)))
     with opened(tmp_path / "c") as checkpoints:
         checkpoints.save(4, jax.device_put(states, shardings[0]), record_of(1, 99.0))
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -10,7 +10,7 @@ import pytest
 
 from jaxmnist.config import default_config
 from jaxmnist.networks import analyze, models
-from jaxmnist.runs import report
+from jaxmnist.runs import assemble, report
 from jaxmnist.runs.checkpoint import PartialEpoch, Record
 from jaxmnist.runs.workdir import spread
 from jaxmnist.training import parallel
@@ -151,9 +151,9 @@ def test_summary_beside_the_publication(published: dict[str, Any], line: str):
 def test_run_header_says_what_runs():
     config = default_config()
     config.optimizer.learning_rate = 0.3
-    layers = analyze.summarize(models.build("model3", 0.0))
+    layers = analyze.summarize(models.build("model3"))
     config.mesh.data = 1
-    mesh = parallel.make_mesh(config)
+    mesh = assemble.mesh(config)
     text = report.run_header(config, layers, mesh, 60_000, 10_000)
     assert text.startswith(analyze.table(layers))
     said = text.removeprefix(analyze.table(layers)).strip().splitlines()
@@ -169,7 +169,7 @@ def test_run_header_says_what_runs():
 
 def test_run_header_says_how_many_devices_share_what():
     mesh = jax.sharding.AbstractMesh((3, 2), (parallel.SEED, parallel.DATA))
-    layers = analyze.summarize(models.build("model3", 0.0))
+    layers = analyze.summarize(models.build("model3"))
     text = report.run_header(default_config(), layers, cast(Any, mesh), 60_000, 10_000)
     assert text.endswith("; devices: 3 (seed) × 2 (data)")
 

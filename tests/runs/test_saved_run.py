@@ -11,64 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_runs import cut, make_run, tiny_config, tiny_run
 
-from jaxmnist.config import Config, default_config, flatten
+from jaxmnist.config import flatten
 from jaxmnist.errors import UserError
-from jaxmnist.runs import saved_run, train
+from jaxmnist.runs import assemble, saved_run
 from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch, Record
 from jaxmnist.runs.workdir import Workdir
-from jaxmnist.training.engine import TrainState, over_seeds
+from jaxmnist.training.engine import TrainState
 
 ACCURACIES = {1: 50.0, 2: 90.0, 3: 70.0, 4: 80.0}  # of `made`, which keeps 2, 3 and 4
-
-
-def tiny_config(**fields) -> Config:
-    """Two seeds, 4 and 5, three epochs of two steps."""
-    config = default_config()
-    config.update_from_flattened_dict(
-        {
-            "model": "compact_tiny",
-            "dropout": 0.1,
-            "num_epochs": 3,
-            "steps_per_epoch": 2,
-            "batch_size": 64,
-            "seed": 4,
-            "num_seeds": 2,
-            "checkpoint.keep": 2,
-        }
-        | fields
-    )
-    return config
-
-
-def tiny_run(factory: pytest.TempPathFactory) -> Path:
-    """A finished run of ``tiny_config``, trained once a session and not to be changed."""
-    workdir = factory.getbasetemp() / "tiny_run"
-    if not workdir.exists():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "_draw", lambda *_: None)  # the plots would take a third
-            train.run(tiny_config(), workdir)
-    return workdir
-
-
-def make_run(workdir: Path, config: Config, accuracies: dict[int, float]) -> TrainState:
-    """A run that was not trained: step 10·epoch, otherwise the state that is returned."""
-    engine = saved_run.engine_of(config)
-    seeds_S = jnp.arange(config.seed, config.seed + config.num_seeds, dtype=jnp.uint32)
-    states = jax.jit(over_seeds(engine.init))(seeds_S)
-    with (
-        contextlib.closing(Workdir(workdir, config)) as files,
-        contextlib.closing(Checkpoints(files.checkpoints, config.checkpoint.keep)) as checkpoints,
-    ):
-        for epoch, accuracy in accuracies.items():
-            rows = [
-                {"seed": seed, "epoch": epoch, "eval_accuracy": accuracy}
-                for seed in range(config.seed, config.seed + config.num_seeds)
-            ]
-            record = Record(epoch, rows, None, flatten(config))
-            step_S = jnp.full(config.num_seeds, 10 * epoch, jnp.int32)
-            checkpoints.save(10 * epoch, states.replace(step=step_S), record)
-    return states
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +45,9 @@ def test_last_epoch_and_first_seed_are_the_default(trained: Path):
     before = contents(trained)
     run = saved_run.load(trained)
     assert contents(trained) == before
-    assert (run.epoch, int(run.state.seed), int(run.state.step)) == (3, 4, 6)
+    assert (run.epoch, run.member.seed, int(run.state.step)) == (3, 4, 6)
     assert run.config.to_json() == tiny_config().to_json()
-    fresh = jax.eval_shape(run.engine.init, jnp.uint32(0))
+    fresh = jax.eval_shape(run.engine.init, run.member).replace(opt_state=None)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), run.state) == jax.tree.map(
         lambda a: (a.shape, a.dtype), fresh
     )
@@ -104,8 +56,8 @@ def test_last_epoch_and_first_seed_are_the_default(trained: Path):
 @pytest.mark.parametrize("seed", [4, 5])
 def test_seeds_are_told_apart(trained: Path, seed: int):
     run = saved_run.load(trained, seed=seed)
-    assert int(run.state.seed) == seed
-    start = jax.jit(run.engine.init)(jnp.uint32(seed)).params["layers_0"]["kernel"]
+    assert run.member.seed == seed
+    start = jax.jit(run.engine.init)(run.member).params["layers_0"]["kernel"]
     moved = np.abs(np.asarray(run.state.params["layers_0"]["kernel"]) - np.asarray(start))
     assert 0 < moved.max() < 0.1  # six steps at 0.01; another seed's start is 0.3 away
 
@@ -118,7 +70,8 @@ def test_checkpoints_by_name(made: tuple[Path, TrainState], checkpoint: str, epo
     workdir, states = made
     run = saved_run.load(workdir, checkpoint, seed)
     assert (run.epoch, int(run.state.step)) == (epoch, 10 * epoch)
-    expected = jax.tree.map(lambda leaf: leaf[seed - 4], states).replace(step=run.state.step)
+    expected = jax.tree.map(lambda leaf: leaf[seed - 4], states)
+    expected = expected.replace(step=run.state.step, opt_state=None)
     jax.tree.map(np.testing.assert_array_equal, run.state, expected)
 
 
@@ -211,12 +164,6 @@ def test_damage_is_told_in_one_line(name: str, made: tuple[Path, TrainState], tm
     assert contents(workdir) == before
 
 
-def cut(checkpoint: Path) -> None:
-    """Leaves ten bytes of each file of weights."""
-    for path in checkpoint.glob("d/*"):
-        path.write_bytes(path.read_bytes()[:10])
-
-
 def test_damaged_checkpoint_is_not_read(made: tuple[Path, TrainState], tmp_path: Path):
     """The one before is the last; who names the damaged one is told."""
     workdir = shutil.copytree(made[0], tmp_path / "run")
@@ -281,4 +228,6 @@ def test_other_things_among_the_checkpoints(made: tuple[Path, TrainState], tmp_p
 def test_engine_does_not_depend_on_the_data():
     """The data may be elsewhere by now: only training needs it."""
     config = tiny_config(dataset="nowhere", steps_per_epoch=999)
-    assert saved_run.engine_of(config).network.layers
+    schedule = assemble.schedule(config, steps_per_epoch=1)
+    assert assemble.engine(config).network().layers
+    assert assemble.member(config, schedule, 4).seed == 4

@@ -113,7 +113,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from jaxmnist.config import default_config
-from jaxmnist.workdir import Workdir
+from jaxmnist.runs.workdir import Workdir
 
 files = Workdir(Path(sys.argv[1]), default_config())
 print("locked", flush=True)

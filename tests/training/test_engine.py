@@ -1,25 +1,36 @@
 """The pure functions of the engine: one step, many steps, many seeds, evaluation."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from populations import member_of
 
-from jaxmnist.config import default_config
-from jaxmnist.training import augment, optim
+from jaxmnist.config import Config, default_config
+from jaxmnist.runs import assemble
+from jaxmnist.training import augment, population
 from jaxmnist.training import engine as engine_lib
-from jaxmnist.training.engine import Engine, Images, make_engine, over_seeds
+from jaxmnist.training.engine import Engine, Images, over_members
+from jaxmnist.training.population import Member
 
 
-def make(**fields) -> Engine:
-    """A compact_tiny engine (small, with dropout and augmentation), changed by ``fields``."""
+def config_with(**fields) -> Config:
+    """A compact_tiny recipe (small, with dropout and augmentation), changed by ``fields``."""
     config = default_config()
     config.update_from_flattened_dict(
         {"model": "compact_tiny", "dropout": 0.1, "augment.rotate_degrees": 10.0} | fields
     )
-    return make_engine(config, optim.make_schedule(config, 100))
+    return config
+
+
+def make(seed: int = 0, **fields) -> tuple[Engine, Member]:
+    """The engine of ``config_with`` and the numbers of one member."""
+    config = config_with(**fields)
+    return assemble.engine(config), member_of(config, seed)
 
 
 def train_steps(engine: Engine):
@@ -46,11 +57,12 @@ def test_golden_step(train_set, dropout, loss, correct, params_norm, stats_norm,
     May change only with the initialisation, the random streams or the recipe's mathematics; then
     every published accuracy has to be measured again.
     """
-    engine = make(**{"dropout": dropout, "optimizer.nesterov": True, "label_smoothing": 0.02})
+    fields = {"dropout": dropout, "optimizer.nesterov": True, "label_smoothing": 0.02}
+    engine, member = make(**fields)
     order = jnp.arange(256, dtype=jnp.int32)
-    state = jax.jit(engine.init)(jnp.uint32(0))
+    state = jax.jit(engine.init)(member)
     state, metrics = train_steps(engine)(
-        state, order, jnp.int32(0), train_set, steps=1, batch_size=128
+        state, member, order, jnp.int32(0), train_set, steps=1, batch_size=128
     )
     assert float(metrics.loss[0]) == pytest.approx(loss, rel=1e-5)
     assert int(metrics.correct[0]) == correct
@@ -64,18 +76,20 @@ def test_golden_step(train_set, dropout, loss, correct, params_norm, stats_norm,
 def test_label_smoothing_is_that_of_torch():
     logits_NK = jnp.asarray([[2.0, 1.0, 0.0] + [0.0] * 7])
     log_p = np.log(np.exp(logits_NK[0]) / np.exp(logits_NK[0]).sum())
-    loss = make(label_smoothing=0.1).losses(logits_NK, jnp.uint8([1]))
+    engine, member = make(label_smoothing=0.1)
+    loss = engine.losses(member, logits_NK, jnp.uint8([1]))
     np.testing.assert_allclose(loss[0], -0.9 * log_p[1] - 0.1 * log_p.mean(), rtol=1e-6)
-    plain = make().losses(logits_NK, jnp.uint8([1]))
+    engine, member = make()
+    plain = engine.losses(member, logits_NK, jnp.uint8([1]))
     np.testing.assert_allclose(plain[0], -log_p[1], rtol=1e-6)
 
 
 def test_epoch_orders_are_fresh_permutations():
-    engine = make()
-    first, second = jax.jit(engine.init)(jnp.uint32(1)), jax.jit(engine.init)(jnp.uint32(2))
+    engine, first = make(seed=1)
+    _, second = make(seed=2)
     orders = [
-        jax.jit(engine.epoch_order, static_argnums=2)(state, jnp.int32(epoch), 1000)
-        for state in (first, second)
+        jax.jit(engine.epoch_order, static_argnums=2)(member, jnp.int32(epoch), 1000)
+        for member in (first, second)
         for epoch in (1, 2)
     ]
     for order in orders:
@@ -85,16 +99,16 @@ def test_epoch_orders_are_fresh_permutations():
 
 
 def test_scan_equals_single_steps(train_set):
-    engine = make()
+    engine, member = make()
     order = jnp.asarray(np.random.RandomState(0).permutation(256), jnp.int32)
-    start = jax.jit(engine.init)(jnp.uint32(0))
+    start = jax.jit(engine.init)(member)
     many = train_steps(engine)
-    scanned, metrics = many(start, order, jnp.int32(64), train_set, steps=3, batch_size=64)
+    scanned, metrics = many(start, member, order, jnp.int32(64), train_set, steps=3, batch_size=64)
 
     state, losses = start, []
     for step in range(3):
         state, one = many(
-            state, order, jnp.int32(64 * (step + 1)), train_set, steps=1, batch_size=64
+            state, member, order, jnp.int32(64 * (step + 1)), train_set, steps=1, batch_size=64
         )
         losses.append(one.loss[0])
     chex.assert_trees_all_close(scanned, state, rtol=1e-5, atol=1e-6)
@@ -105,17 +119,20 @@ def test_scan_equals_single_steps(train_set):
 @pytest.mark.parametrize("augmented", [True, False])
 def test_batches_are_those_of_the_single_steps(train_set, augmented):
     """Each step's batch is augmented with its own parameters, that of the state's next step."""
-    bounds = {"augment.rotate_degrees": 10.0 * augmented, "augment.translate": 0.1 * augmented}
-    engine = make(**bounds)
-    state = jax.jit(engine.init)(jnp.uint32(3)).replace(step=jnp.int32(7))
+    bounds: dict[str, Any] = {
+        "augment.rotate_degrees": 10.0 * augmented,
+        "augment.translate": 0.1 * augmented,
+    }
+    engine, member = make(seed=3, **bounds)
+    state = jax.jit(engine.init)(member).replace(step=jnp.int32(7))
     index_SB = jnp.asarray(np.random.RandomState(0).permutation(256)[:96], jnp.int32).reshape(3, 32)
-    images_SHWB, labels_SB = jax.jit(engine.batches)(state, index_SB, train_set)
+    images_SHWB, labels_SB = jax.jit(engine.batches)(state, member, index_SB, train_set)
     assert images_SHWB.dtype == jnp.uint8
     np.testing.assert_array_equal(labels_SB, train_set.labels_N[index_SB])
     for step, index_B in enumerate(index_SB):
         pixel_HWB = None
         if augmented:
-            key = engine_lib._key(state.seed, engine_lib.Stream.AUGMENT, state.step + step)
+            key = engine_lib._key(member, engine_lib.Stream.AUGMENT, state.step + step)
             pixel_HWB = augment.source_pixels(*augment.random_parameters(key, 32, 10.0, 0.1))
         expected_HWB = augment.gather(train_set.images_NHW, index_B, pixel_HWB)
         # Compiled, a pixel on the edge between two others may fall on either side.
@@ -128,93 +145,97 @@ def test_batches_are_those_of_the_single_steps(train_set, augmented):
 @pytest.mark.parametrize("off", ["dropout", "augment.rotate_degrees"])
 def test_every_step_draws_anew(train_set, off):
     """With the same batch twice, augmentation or dropout alone must change the loss."""
-    engine = make(**{"optimizer.learning_rate": 1e-30, off: 0.0})
+    fields: dict[str, Any] = {"optimizer.learning_rate": 1e-30, off: 0.0}
+    engine, member = make(**fields)
     order = jnp.concatenate([jnp.arange(64, dtype=jnp.int32)] * 2)
-    state = jax.jit(engine.init)(jnp.uint32(0))
+    state = jax.jit(engine.init)(member)
     many = train_steps(engine)
-    _, metrics = many(state, order, jnp.int32(0), train_set, steps=2, batch_size=64)
+    _, metrics = many(state, member, order, jnp.int32(0), train_set, steps=2, batch_size=64)
     assert abs(float(metrics.loss[0] - metrics.loss[1])) > 1e-4
 
 
 @pytest.mark.long
-def test_three_seeds_equal_three_single_runs(train_set):
-    engine = make()
+def test_three_members_equal_three_single_runs(train_set):
+    """Seeds and numbers differ; whatever shares the program, a member is the same run."""
+    engine, _ = make()
+    fields = [
+        {"seed": 5},
+        {"seed": 6, "optimizer.learning_rate": 0.03, "augment.rotate_degrees": 3.0},
+        {"seed": 6, "dropout": 0.3, "optimizer.weight_decay": 0.01, "schedule.name": "onecycle"},
+    ]
 
-    def run(seeds: list[int]):
-        seeds_S = jnp.asarray(seeds, jnp.uint32)
-        states = jax.jit(over_seeds(engine.init))(seeds_S)
-        orders = jax.jit(over_seeds(lambda s: engine.epoch_order(s, jnp.int32(1), 256)))(states)
+    def run(members: Member):
+        states = jax.jit(over_members(engine.init))(members)
+        orders = jax.jit(over_members(lambda m: engine.epoch_order(m, jnp.int32(1), 256)))(members)
 
-        def train(state, order):
-            return engine.train_steps(state, order, jnp.int32(0), train_set, steps=8, batch_size=32)
+        def train(state, member, order):
+            return engine.train_steps(
+                state, member, order, jnp.int32(0), train_set, steps=8, batch_size=32
+            )
 
-        states, metrics = jax.jit(over_seeds(train, mapped=2))(states, orders)
-        return states, metrics, jax.jit(over_seeds(engine.evaluate))(states, train_set)
+        states, metrics = jax.jit(over_members(train, mapped=3))(states, members, orders)
+        evaluate = jax.jit(over_members(engine.evaluate, mapped=2))
+        return states, metrics, evaluate(states, members, train_set)
 
-    together = run([5, 6, 7])
-    alone = [run([seed]) for seed in (5, 6, 7)]
+    members = [make(**of_member)[1] for of_member in fields]
+    together = run(population.stack(members))
+    alone = [run(population.stack([member])) for member in members]
     stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *alone)
     chex.assert_trees_all_close(together, stacked, rtol=1e-4, atol=1e-5)
     losses = np.asarray(together[1].loss)
-    assert np.abs(losses[0] - losses[1]).min() > 1e-4, "different seeds must differ"
+    assert np.abs(losses[0] - losses[1]).min() > 1e-4, "different members must differ"
+    assert np.abs(losses[1] - losses[2]).max() > 1e-4
 
 
-def test_seeds_at_once_equal_seeds_in_turn(train_set):
-    """Accelerators map the seeds with vmap, CPUs one by one: the results agree."""
-    engine = make()
-    seeds_S = jnp.asarray([5, 6], jnp.uint32)
+def test_members_at_once_equal_members_in_turn(train_set):
+    """Accelerators map the members with vmap, CPUs one by one: the results agree."""
+    engine, first = make(seed=5)
+    members = population.stack([first, make(seed=6, **{"optimizer.learning_rate": 0.003})[1]])
     order_N = jnp.arange(256, dtype=jnp.int32)
 
-    def run(seed):
-        state = engine.init(seed)
+    def run(member):
+        state = engine.init(member)
         state, metrics = engine.train_steps(
-            state, order_N, jnp.int32(0), train_set, steps=4, batch_size=32
+            state, member, order_N, jnp.int32(0), train_set, steps=4, batch_size=32
         )
         return (
             metrics,
-            engine.evaluate(state, train_set),
-            engine.epoch_order(state, jnp.int32(1), 256),
+            engine.evaluate(state, member, train_set),
+            engine.epoch_order(member, jnp.int32(1), 256),
         )
 
-    at_once = jax.jit(jax.vmap(run))(seeds_S)
-    in_turn = jax.jit(over_seeds(run))(seeds_S)
+    at_once = jax.jit(jax.vmap(run))(members)
+    in_turn = jax.jit(over_members(run))(members)
     chex.assert_trees_all_close(at_once, in_turn, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluate_counts_every_image_once(train_set, monkeypatch):
     """A batch that does not divide the set must change nothing but the order of summation."""
-    engine = make()
-    state = jax.jit(engine.init)(jnp.uint32(0))
-    whole = jax.jit(engine.evaluate)(state, train_set)
+    engine, member = make()
+    state = jax.jit(engine.init)(member)
+    whole = jax.jit(engine.evaluate)(state, member, train_set)
     monkeypatch.setattr(engine_lib, "EVAL_BATCH", 100)
-    padded = jax.jit(lambda state: engine.evaluate(state, train_set))(state)
+    padded = jax.jit(lambda state: engine.evaluate(state, member, train_set))(state)
     chex.assert_trees_all_close(padded, whole, rtol=1e-5)
     chex.assert_shape(padded.predictions_N, (256,))
     assert int(padded.correct) == int((padded.predictions_N == train_set.labels_N).sum())
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    apply = jax.jit(engine.network.apply, static_argnames="train")
+    apply = jax.jit(engine.network().apply, static_argnames="train")
     logits = apply(variables, train_set.images_NHW, train=False)
-    expected = engine.losses(jnp.asarray(logits), train_set.labels_N).mean()
+    expected = engine.losses(member, jnp.asarray(logits), train_set.labels_N).mean()
     np.testing.assert_allclose(whole.loss, expected, rtol=1e-5)
 
 
 def test_bfloat16_trains_with_float32_parameters(train_set):
-    engine = make(precision="bfloat16")
-    state = jax.jit(engine.init)(jnp.uint32(0))
+    engine, member = make(precision="bfloat16")
+    state = jax.jit(engine.init)(member)
     order = jnp.arange(256, dtype=jnp.int32)
-    after, metrics = train_steps(engine)(
-        state, order, jnp.int32(0), train_set, steps=2, batch_size=64
-    )
+    sizes = {"steps": 2, "batch_size": 64}
+    after, metrics = train_steps(engine)(state, member, order, jnp.int32(0), train_set, **sizes)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
-    reference = make()
-    _, wide = train_steps(reference)(
-        jax.jit(reference.init)(jnp.uint32(0)),
-        order,
-        jnp.int32(0),
-        train_set,
-        steps=2,
-        batch_size=64,
-    )
+    reference, _ = make()
+    state = jax.jit(reference.init)(member)
+    _, wide = train_steps(reference)(state, member, order, jnp.int32(0), train_set, **sizes)
     np.testing.assert_allclose(metrics.loss, wide.loss, rtol=0.02)
     assert not np.array_equal(metrics.loss, wide.loss)

@@ -9,6 +9,7 @@ import pytest
 
 from jaxmnist import published
 from jaxmnist.config import Config, default_config
+from jaxmnist.runs import assemble
 from jaxmnist.training import optim
 
 
@@ -17,6 +18,8 @@ def recipe(**fields) -> Config:
     config.update_from_flattened_dict(fields)
     return config
 
+
+schedule_of = assemble.schedule
 
 ONECYCLE = {
     "optimizer.learning_rate": 0.3,
@@ -44,14 +47,14 @@ EFFICIENT = {
     ],
 )
 def test_published_learning_rates_to_every_printed_decimal(name, fields, steps_per_epoch, decimals):
-    schedule = optim.make_schedule(recipe(**fields), steps_per_epoch)
+    schedule = schedule_of(recipe(**fields), steps_per_epoch)
     epochs = published.load_all()[name]["epochs"]
     after_epoch = [schedule.learning_rate_T1[e["epoch"] * steps_per_epoch] for e in epochs]
     assert np.round(after_epoch, decimals).tolist() == [e["learning_rate"] for e in epochs]
 
 
 def test_onecycle_landmarks():
-    schedule = optim.make_schedule(recipe(**ONECYCLE), 469)
+    schedule = schedule_of(recipe(**ONECYCLE), 469)
     total = 15 * 469
     peak = 0.2 * total - 1  # 1406: the phases end one step earlier than optax's
     assert len(schedule.learning_rate_T1) == len(schedule.momentum_T1) == total + 1
@@ -70,21 +73,21 @@ def test_onecycle_landmarks():
 
 def test_onecycle_defaults_are_those_of_torch():
     config = recipe(**{"optimizer.learning_rate": 0.005, "schedule.name": "onecycle"})
-    schedule = optim.make_schedule(config, 391)
+    schedule = schedule_of(config, 391)
     assert schedule.learning_rate_T1[0] == pytest.approx(0.005 / 25)
     assert schedule.learning_rate_T1[15 * 391 - 1] == pytest.approx(0.005 / 25 / 1e4)
 
 
 @pytest.mark.parametrize("total", [1, 2, 5, 10])
 def test_onecycle_of_very_short_runs_is_finite(total):
-    schedule = optim.make_schedule(recipe(**ONECYCLE, num_epochs=1), total)
+    schedule = schedule_of(recipe(**ONECYCLE, num_epochs=1), total)
     chex.assert_tree_all_finite(schedule)
     assert schedule.learning_rate_T1[total - 1] == pytest.approx(0.0003)
 
 
 def test_cosine_changes_once_an_epoch():
     fields = {"optimizer.learning_rate": 1e-3, "schedule.name": "cosine", "num_epochs": 20}
-    rates = optim.make_schedule(recipe(**fields), 391).learning_rate_T1
+    rates = schedule_of(recipe(**fields), 391).learning_rate_T1
     assert rates[0] == rates[390] == 1e-3
     assert rates[10 * 391] == pytest.approx(5e-4)
     assert rates[15 * 391] == pytest.approx(1e-3 * (1 - np.sqrt(0.5)) / 2)
@@ -94,10 +97,10 @@ def test_cosine_changes_once_an_epoch():
 
 def test_step_and_constant():
     fields = {"optimizer.learning_rate": 1e-3, "schedule.name": "step", "num_epochs": 14}
-    schedule = optim.make_schedule(recipe(**fields), 469)
+    schedule = schedule_of(recipe(**fields), 469)
     epochs = schedule.learning_rate_T1[::469]
     np.testing.assert_allclose(epochs, [1e-3] * 5 + [5e-4] * 5 + [2.5e-4] * 5, rtol=1e-12)
-    constant = optim.make_schedule(recipe(**{"optimizer.momentum": 0.7}), 10)
+    constant = schedule_of(recipe(**{"optimizer.momentum": 0.7}), 10)
     assert set(constant.learning_rate_T1) == {0.01}
     assert set(constant.momentum_T1) == {0.7}
 
@@ -106,13 +109,13 @@ def test_step_and_constant():
 def test_more_epochs_change_only_schedules_that_span_them(name):
     """Where the table of a shorter run is the beginning of a longer one's, the run may grow."""
     short, long = (
-        optim.make_schedule(recipe(**{"schedule.name": name, "num_epochs": epochs}), 10)
+        schedule_of(recipe(**{"schedule.name": name, "num_epochs": epochs}), 10)
         for epochs in (6, 9)
     )
     steps = 6 * 10
     same = np.array_equal(short.learning_rate_T1[:steps], long.learning_rate_T1[:steps])
     same &= np.array_equal(short.momentum_T1[:steps], long.momentum_T1[:steps])
-    assert optim.spans_all_epochs(recipe(**{"schedule.name": name})) is not same
+    assert optim.spans_all_epochs(name) is not same
 
 
 def torch_sgd(gradients, schedule, weight_decay, nesterov):
@@ -158,19 +161,20 @@ def test_optimizers_follow_torch(name, nesterov, reference, weight_decay, schedu
             "schedule.name": schedule_name,
         }
     )
-    schedule = optim.make_schedule(config, steps)
-    optimizer = optim.make_optimizer(config, schedule)
+    schedule = schedule_of(config, steps)
+    make = assemble.engine(config).make_optimizer
     gradients = np.random.RandomState(0).normal(size=steps)
 
     @jax.jit
-    def update(parameter, state, gradient):
+    def update(parameter, state, gradient, *numbers):
+        optimizer = make(*numbers, weight_decay)
         change, state = optimizer.update(gradient, state, parameter)
         return optax.apply_updates(parameter, change), state
 
     parameter = jnp.float32(1)
-    state = optimizer.init(parameter)
-    for gradient, expected in zip(
-        gradients, reference(gradients, schedule, weight_decay, nesterov), strict=True
-    ):
-        parameter, state = update(parameter, state, jnp.float32(gradient))
+    state = make(0.1, 0.9, weight_decay).init(parameter)
+    expected_T = reference(gradients, schedule, weight_decay, nesterov)
+    for step, (gradient, expected) in enumerate(zip(gradients, expected_T, strict=True)):
+        numbers = (jnp.float32(table_T1[step]) for table_T1 in schedule)
+        parameter, state = update(parameter, state, jnp.float32(gradient), *numbers)
         chex.assert_trees_all_close(parameter, expected, rtol=2e-6, atol=1e-6)

@@ -12,15 +12,17 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from populations import member_of, programs_of
 
 from jaxmnist import data
 from jaxmnist.config import Config, default_config
 from jaxmnist.errors import UserError
 from jaxmnist.networks import models
+from jaxmnist.runs import assemble
 from jaxmnist.training import engine as engine_lib
-from jaxmnist.training import optim, parallel
-from jaxmnist.training.engine import Engine, Evaluation, Images, TrainState, make_engine
-from jaxmnist.training.programs import Programs
+from jaxmnist.training import parallel
+from jaxmnist.training.engine import Engine, Evaluation, Images, TrainState
+from jaxmnist.training.population import Member
 
 needs_four_devices = pytest.mark.skipif(
     jax.device_count() < 4, reason="the devices are accelerators, and too few"
@@ -73,8 +75,7 @@ def config_with(**fields: object) -> Config:
     ],
 )
 def test_mesh(num_seeds: int, batch_size: int, seed: int, data_: int, expected: tuple[int, int]):
-    fields = {"mesh.seed": seed, "mesh.data": data_}
-    mesh = parallel.make_mesh(config_with(num_seeds=num_seeds, batch_size=batch_size, **fields))
+    mesh = parallel.make_mesh(num_seeds, batch_size, seed=seed, data=data_)
     assert mesh.axis_names == (parallel.SEED, parallel.DATA)
     assert tuple(mesh.shape.values()) == expected
     assert mesh.devices.ravel().tolist() == jax.devices()[: mesh.size]
@@ -112,7 +113,7 @@ def test_mesh(num_seeds: int, batch_size: int, seed: int, data_: int, expected: 
 )
 def test_impossible_meshes_are_refused(fields: dict[str, int], words: tuple[str, ...]):
     with pytest.raises(UserError) as caught:
-        parallel.make_mesh(config_with(**fields))
+        assemble.mesh(config_with(**fields))
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -195,12 +196,12 @@ def run(mnist: tuple[data.Dataset, data.Dataset]) -> Any:
             data.Dataset(part.images_NHW[:size], part.labels_N[:size])
             for part, size in zip(mnist, (8 * 64 + rest, 203), strict=True)
         )
-        mesh = parallel.make_mesh(config)
+        mesh = assemble.mesh(config)
         assert mesh.size == fields.get("mesh_seed", 1) * fields.get("mesh_data", 1)
-        programs = Programs(config, optim.make_schedule(config, 9), mesh, train, held_out)
+        programs = programs_of(config, train, held_out)
         states, said = programs.init(), []
         for epoch in range(1, epochs + 1):
-            order_SN = programs.epoch_order(states, epoch)
+            order_SN = programs.epoch_order(epoch)
             for segment in programs.segments:
                 states, metrics = programs.train(states, order_SN, segment)
                 said.append(jax.device_get(metrics))
@@ -227,7 +228,6 @@ def assert_equal_runs(found: Run, expected: Run) -> None:
     """Equal but for rounding."""
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
     np.testing.assert_array_equal(found.correct, expected.correct)
-    np.testing.assert_array_equal(found.states.seed, expected.states.seed)
     np.testing.assert_array_equal(found.states.step, expected.states.step)
     assert distance(found.states.params, expected.states.params) <= 1e-5
     assert distance(found.states.batch_stats, expected.states.batch_stats) <= 1e-5
@@ -277,15 +277,15 @@ def test_states_lie_where_the_seeds_do(mnist: tuple[data.Dataset, data.Dataset])
     fields = {"mesh.seed": 2, "mesh.data": 2, "num_seeds": 4, "batch_size": 8}
     config = config_with(model="compact_tiny", **fields)
     part = data.Dataset(mnist[0].images_NHW[:16], mnist[0].labels_N[:16])
-    mesh = parallel.make_mesh(config)
-    programs = Programs(config, optim.make_schedule(config, 2), mesh, part, part)
+    by_member = parallel.per_member(assemble.mesh(config))
+    programs = programs_of(config, part, part)
     states = programs.init()
-    order_SN = programs.epoch_order(states, 1)
+    order_SN = programs.epoch_order(1)
     for _ in range(2):
         for leaf in jax.tree.leaves((states, order_SN)):
             by_seed = (2, *leaf.shape[1:])
             assert {shard.data.shape for shard in leaf.addressable_shards} == {by_seed}
-            assert leaf.sharding.is_equivalent_to(parallel.per_seed(mesh), leaf.ndim)
+            assert leaf.sharding.is_equivalent_to(by_member, leaf.ndim)
         states, _ = programs.train(states, order_SN, programs.segments[0])
 
 
@@ -298,20 +298,14 @@ def digits(mnist: tuple[data.Dataset, data.Dataset]) -> Images:
     return Images(jnp.asarray(train.images_NHW[:512]), jnp.asarray(train.labels_N[:512]))
 
 
-def engines(dtype: str = "float32", **fields: Any) -> tuple[Engine, Engine]:
-    """A small network for whole batches and for batches split over 'data'."""
+def engines(dtype: str = "float32", **fields: Any) -> tuple[Engine, Engine, Member]:
+    """A small network for whole batches and for batches split over 'data', and its numbers."""
     config = config_with(
         **{"model": "compact_tiny", "dropout": 0.1, "augment.rotate_degrees": 10.0} | fields
     )
-    whole, split = (make_engine(config, optim.make_schedule(config, 9), a) for a in (None, "data"))
-    if dtype == "float32":
-        return whole, split
-
-    def in_dtype(engine: Engine) -> Engine:
-        network = models.build(config.model, config.dropout, dtype, engine.axis_name)
-        return dataclasses.replace(engine, network=network)
-
-    return in_dtype(whole), in_dtype(split)
+    make_network = functools.partial(models.build, config.model, dtype=dtype)
+    whole = dataclasses.replace(assemble.engine(config), make_network=make_network)
+    return whole, dataclasses.replace(whole, axis_name="data"), member_of(config)
 
 
 def on_four_devices(function: Any) -> Any:
@@ -329,13 +323,13 @@ def on_four_devices(function: Any) -> Any:
 
 @needs_four_devices
 def test_a_step_under_pmap_is_that_of_the_whole_batch(digits: Images):
-    whole, split = engines()
+    whole, split, member = engines()
     images_HWB, labels_B = digits.images_NHW[:64].transpose(1, 2, 0), digits.labels_N[:64]
-    state = jax.jit(whole.init)(jnp.uint32(0))
-    expected = jax.jit(whole.train_step)(state, images_HWB, labels_B)
+    state = jax.jit(whole.init)(member)
+    expected = jax.jit(whole.train_step)(state, member, images_HWB, labels_B)
     images_DHWB = jnp.stack(jnp.split(images_HWB, 4, axis=-1))
-    step = jax.pmap(split.train_step, "data", in_axes=(None, 0, 0), devices=jax.devices()[:4])
-    found = jax.device_get(step(state, images_DHWB, labels_B.reshape(4, 16)))
+    step = jax.pmap(split.train_step, "data", in_axes=(None, None, 0, 0), devices=jax.devices()[:4])
+    found = jax.device_get(step(state, member, images_DHWB, labels_B.reshape(4, 16)))
     for device in range(4):
         of_device = jax.tree.map(lambda leaf, device=device: leaf[device], found)
         chex.assert_trees_all_close(of_device, expected, rtol=1e-5, atol=1e-5)
@@ -347,12 +341,12 @@ def test_a_step_under_pmap_is_that_of_the_whole_batch(digits: Images):
 @pytest.mark.parametrize("size", [203, 512, 3])
 def test_devices_share_an_evaluation(digits: Images, size: int, monkeypatch: pytest.MonkeyPatch):
     """Each gets the whole result, however the images divide into devices and batches."""
-    whole, split = engines()
+    whole, split, member = engines()
     part = Images(digits.images_NHW[:size], digits.labels_N[:size])
-    state = jax.jit(whole.init)(jnp.uint32(0))
-    expected = jax.jit(whole.evaluate)(state, part)
+    state = jax.jit(whole.init)(member)
+    expected = jax.jit(whole.evaluate)(state, member, part)
     monkeypatch.setattr(engine_lib, "EVAL_BATCH", 50)
-    found = jax.device_get(on_four_devices(split.evaluate)(state, part))
+    found = jax.device_get(on_four_devices(split.evaluate)(state, member, part))
     for device in range(4):
         of_device = jax.tree.map(lambda leaf, device=device: leaf[device], found)
         chex.assert_trees_all_close(of_device, expected, rtol=1e-5)
@@ -362,11 +356,11 @@ def test_devices_share_an_evaluation(digits: Images, size: int, monkeypatch: pyt
 @needs_four_devices
 def test_devices_augment_their_part_as_the_whole(digits: Images):
     fields: dict[str, Any] = {"augment.translate": 0.1}
-    whole, split = engines(**fields)
+    whole, split, member = engines(**fields)
     index_SB = jnp.asarray(np.random.RandomState(0).permutation(512), jnp.int32).reshape(8, 64)
-    state = jax.jit(whole.init)(jnp.uint32(0))
-    expected_SHWB, expected_SB = jax.jit(whole.batches)(state, index_SB, digits)
-    found = on_four_devices(split.batches)(state, index_SB, digits)
+    state = jax.jit(whole.init)(member)
+    expected_SHWB, expected_SB = jax.jit(whole.batches)(state, member, index_SB, digits)
+    found = on_four_devices(split.batches)(state, member, index_SB, digits)
     images_DSHWB, labels_DSB = jax.device_get(found)
     np.testing.assert_array_equal(np.concatenate(list(labels_DSB), -1), expected_SB)
     different = np.concatenate(list(images_DSHWB), -1) != np.asarray(expected_SHWB)
@@ -380,12 +374,12 @@ def test_splitting_is_exact_but_for_rounding(mnist: tuple[data.Dataset, data.Dat
     """In float64, at a learning rate at which rounding in float32 grows to 1e-3, none is seen."""
     with jax.enable_x64(True):
         digits = Images(*(jnp.asarray(a[:512]) for a in (mnist[0].images_NHW, mnist[0].labels_N)))
-        whole, split = engines("float64", **{"optimizer.learning_rate": 0.01})
-        state = whole.init(jnp.uint32(0))
+        whole, split, member = engines("float64", **{"optimizer.learning_rate": 0.01})
+        state = whole.init(member)
         state = state.replace(params=jax.tree.map(jnp.float64, state.params))
         state = state.replace(
             batch_stats=jax.tree.map(jnp.float64, state.batch_stats),
-            opt_state=whole.optimizer.init(state.params),
+            opt_state=whole.optimizer(member).init(state.params),
         )
         order_N = jnp.arange(512, dtype=jnp.int32)
 
@@ -393,7 +387,7 @@ def test_splitting_is_exact_but_for_rounding(mnist: tuple[data.Dataset, data.Dat
             def epochs(state):
                 def epoch(state, _):
                     return engine.train_steps(
-                        state, order_N, jnp.int32(0), digits, steps=8, batch_size=64
+                        state, member, order_N, jnp.int32(0), digits, steps=8, batch_size=64
                     )
 
                 return jax.lax.scan(epoch, state, length=6)

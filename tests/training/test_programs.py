@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from populations import member_of, programs_of
 
 from jaxmnist import data
 from jaxmnist.config import Config, default_config
 from jaxmnist.errors import UserError
 from jaxmnist.networks import models, target
-from jaxmnist.training import optim, parallel
-from jaxmnist.training.engine import make_engine
-from jaxmnist.training.programs import Programs, Segment, plan_epoch
+from jaxmnist.runs import assemble
+from jaxmnist.training.programs import Batching, Programs, Segment, plan_epoch
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -25,6 +25,10 @@ def config_with(**values: object) -> Config:
     config = default_config()
     config.update(values)
     return config
+
+
+def batching_with(batch_size: int = 128, **values: Any) -> Batching:
+    return Batching(batch_size, **values)
 
 
 @settings(max_examples=300, deadline=None)
@@ -40,14 +44,12 @@ def test_segments_cover_the_epoch(
 ):
     steps = size // batch_size if drop_remainder else -(-size // batch_size)
     asked = int(steps * steps_share)
-    config = config_with(
-        batch_size=batch_size, drop_remainder=drop_remainder, steps_per_epoch=asked
-    )
+    batching = Batching(batch_size, drop_remainder, asked)
     if steps == 0:
         with pytest.raises(UserError):
-            plan_epoch(size, config, max_steps)
+            plan_epoch(size, batching, max_steps)
         return
-    segments = plan_epoch(size, config, max_steps)
+    segments = plan_epoch(size, batching, max_steps)
     expected_steps = asked or steps
     starts = np.cumsum([0] + [segment.images for segment in segments])
     assert [segment.start for segment in segments] == starts[:-1].tolist()
@@ -61,15 +63,15 @@ def test_segments_cover_the_epoch(
 
 
 def test_mnist_is_469_steps_and_the_last_batch_has_96():
-    assert plan_epoch(60_000, config_with()) == [
+    assert plan_epoch(60_000, Batching(128)) == [
         Segment(0, 468, 128),
         Segment(59_904, 1, 96),
     ]
-    assert plan_epoch(50_000, config_with()) == [Segment(0, 390, 128), Segment(49_920, 1, 80)]
+    assert plan_epoch(50_000, Batching(128)) == [Segment(0, 390, 128), Segment(49_920, 1, 80)]
 
 
 def test_mnist_in_chunks_on_a_cpu():
-    segments = plan_epoch(60_000, config_with(), target.CPU.steps_of(1))
+    segments = plan_epoch(60_000, Batching(128), target.CPU.steps_of(1))
     assert sum(segment.steps for segment in segments) == 469
     assert segments[-1] == Segment(59_904, 1, 96)
     assert {segment[1:] for segment in segments} == {(26, 128), (1, 96)}
@@ -87,8 +89,8 @@ def test_mnist_in_chunks_on_a_cpu():
         ({"batch_size": 1_000}, [Segment(0, 60, 1_000)]),
     ],
 )
-def test_plans_by_hand(values: dict[str, object], expected: list[Segment]):
-    assert plan_epoch(60_000, config_with(**values)) == expected
+def test_plans_by_hand(values: dict[str, Any], expected: list[Segment]):
+    assert plan_epoch(60_000, batching_with(**values)) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,9 +107,9 @@ def test_plans_by_hand(values: dict[str, object], expected: list[Segment]):
         ),
     ],
 )
-def test_impossible_plans_are_refused(values: dict[str, object], words: tuple[str, str]):
+def test_impossible_plans_are_refused(values: dict[str, Any], words: tuple[str, str]):
     with pytest.raises(UserError) as caught:
-        plan_epoch(60_000, config_with(**values))
+        plan_epoch(60_000, batching_with(**values))
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -118,9 +120,7 @@ def test_impossible_plans_are_refused(values: dict[str, object], words: tuple[st
 def test_what_remains_of_an_epoch(data: st.DataObject, max_steps: int | None):
     """Wherever it stopped: what is left starts there, covers the rest and ends where it did."""
     programs = object.__new__(Programs)
-    programs.segments = plan_epoch(
-        data.draw(st.integers(1, 3000)), config_with(batch_size=64), max_steps
-    )
+    programs.segments = plan_epoch(data.draw(st.integers(1, 3000)), Batching(64), max_steps)
     done = data.draw(st.integers(0, programs.steps_per_epoch))
     remaining = programs.segments_after(done)
 
@@ -149,7 +149,7 @@ def test_what_remains_by_hand():
 TINY = config_with(model="compact_tiny", batch_size=16, num_seeds=2, seed=5, num_epochs=2)
 
 
-def programs_of(
+def programs_on(
     config: Config, mnist: tuple[data.Dataset, data.Dataset], sizes: tuple[int, int]
 ) -> Programs:
     """The programs of a run on the first images of both sets."""
@@ -157,19 +157,18 @@ def programs_of(
         data.Dataset(part.images_NHW[:size], part.labels_N[:size])
         for part, size in zip(mnist, sizes, strict=True)
     )
-    schedule = optim.make_schedule(config, -(-sizes[0] // config.batch_size))
-    return Programs(config, schedule, parallel.make_mesh(config), train, held_out)
+    return programs_of(config, train, held_out)
 
 
 @pytest.fixture(scope="module")
 def programs(mnist: tuple[data.Dataset, data.Dataset]) -> Programs:
     """Two seeds on 40 images in batches of 16, 16 and 8; evaluation on 30."""
-    return programs_of(TINY, mnist, (40, 30))
+    return programs_on(TINY, mnist, (40, 30))
 
 
 def train_epoch(programs: Programs, states, epoch: int):
     """The states after ``epoch``, and what its steps said, with everything fetched."""
-    order_SN = programs.epoch_order(states, epoch)
+    order_SN = programs.epoch_order(epoch)
     said = []
     for segment in programs.segments:
         states, metrics = programs.train(states, order_SN, segment)
@@ -186,7 +185,8 @@ def test_abstract_states_are_those_of_real_ones(programs: Programs):
     described = jax.tree.map(describe, states)
     assert described == programs.abstract_states
     assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(states))
-    np.testing.assert_array_equal(states.seed, [5, 6])
+    kernel_S = states.params["layers_0"]["kernel"]
+    assert not np.array_equal(kernel_S[0], kernel_S[1])
     states, *_ = train_epoch(programs, states, 1)
     assert jax.tree.map(describe, states) == described
     np.testing.assert_array_equal(states.step, [3, 3])
@@ -224,8 +224,7 @@ def test_same_seed_gives_the_same_bits(programs: Programs):
 
 
 def test_epochs_visit_in_different_orders(programs: Programs):
-    states = programs.init()
-    first, second = (np.asarray(programs.epoch_order(states, epoch)) for epoch in (1, 2))
+    first, second = (np.asarray(programs.epoch_order(epoch)) for epoch in (1, 2))
     assert not np.array_equal(first, second)
 
 
@@ -261,11 +260,11 @@ def test_nothing_is_compiled_after_the_first_epoch(programs: Programs):
 def test_programs_are_compiled_when_their_turn_comes(mnist: tuple[data.Dataset, data.Dataset]):
     """Before the first step no more than it needs; every compilation is counted in seconds."""
     with compilations() as seconds:
-        programs = programs_of(TINY, mnist, (40, 30))
+        programs = programs_on(TINY, mnist, (40, 30))
         assert len(programs.segments) == 2
         at_first = len(seconds)
         states = programs.init()
-        order_SN = programs.epoch_order(states, 1)
+        order_SN = programs.epoch_order(1)
         later = []
         for use in (
             lambda: programs.train(states, order_SN, programs.segments[0]),
@@ -291,7 +290,7 @@ def model3_programs(mnist: tuple[data.Dataset, data.Dataset]) -> Programs:
     config.update_from_flattened_dict(
         {"augment.rotate_degrees": 7.0, "mesh.data": 1, "drop_remainder": True}
     )
-    return programs_of(config, mnist, (26 * 128, 128))
+    return programs_on(config, mnist, (26 * 128, 128))
 
 
 def train_programs(programs: Programs) -> list[Any]:
@@ -319,11 +318,11 @@ def test_no_program_holds_a_convolution_or_talks_to_the_host(
 @pytest.mark.parametrize("model", models.NETWORKS)
 def test_no_network_asks_for_a_convolution(model: str):
     config = config_with(model=model)
-    engine = make_engine(config, optim.make_schedule(config, 1))
-    state = jax.eval_shape(engine.init, jax.ShapeDtypeStruct((), np.uint32))
+    engine, member = assemble.engine(config), member_of(config)
+    state = jax.eval_shape(engine.init, member)
     images_HWB = jax.ShapeDtypeStruct((28, 28, 128), np.uint8)
     labels_B = jax.ShapeDtypeStruct((128,), np.uint8)
-    text = jax.jit(engine.train_step).lower(state, images_HWB, labels_B).as_text()
+    text = jax.jit(engine.train_step).lower(state, member, images_HWB, labels_B).as_text()
     assert "stablehlo.dot_general" in text
     assert "stablehlo.convolution" not in text
     assert "custom_call" not in text
@@ -334,7 +333,7 @@ def test_training_moves_nothing_between_host_and_device(
 ):
     """But the number where a segment starts, which is sent on purpose."""
     states, *_ = train_epoch(programs, programs.init(), 1)  # everything is compiled now
-    order_SN = programs.epoch_order(states, 1)
+    order_SN = programs.epoch_order(1)
     numbers = {segment.start: programs._number(segment.start) for segment in programs.segments}
     monkeypatch.setattr(programs, "_number", numbers.__getitem__)
     with jax.transfer_guard("disallow"):
@@ -355,7 +354,7 @@ def test_the_guard_against_transfers_guards():
 
 def test_training_uses_up_the_states(programs: Programs):
     states = programs.init()
-    order_SN = programs.epoch_order(states, 1)
+    order_SN = programs.epoch_order(1)
     programs.train(states, order_SN, programs.segments[0])
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states.params))
     assert not order_SN.is_deleted()

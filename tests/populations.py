@@ -1,0 +1,25 @@
+"""What several tests train: engines, members and programs of a configuration."""
+
+from jaxmnist import data
+from jaxmnist.config import Config
+from jaxmnist.runs import assemble
+from jaxmnist.training.population import Member
+from jaxmnist.training.programs import Programs
+
+
+def member_of(config: Config, seed: int | None = None, steps_per_epoch: int = 100) -> Member:
+    """The numbers of one of the run's seeds, the first by default."""
+    schedule = assemble.schedule(config, steps_per_epoch)
+    return assemble.member(config, schedule, config.seed if seed is None else seed)
+
+
+def members_of(config: Config, steps_per_epoch: int = 100) -> Member:
+    """The numbers of all seeds of the run."""
+    return assemble.members([config], [assemble.schedule(config, steps_per_epoch)])
+
+
+def programs_of(config: Config, train_set: data.Dataset, eval_set: data.Dataset) -> Programs:
+    """The programs of a run on these images."""
+    steps = -(-len(train_set) // config.batch_size)
+    schedules, mesh = [assemble.schedule(config, steps)], assemble.mesh(config)
+    return assemble.programs([config], schedules, mesh, train_set, eval_set)

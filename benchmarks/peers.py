@@ -21,6 +21,7 @@ from jaxmnist import data
 from jaxmnist.config import Config
 from jaxmnist.networks import layers, models, prng
 from jaxmnist.runs import assemble
+from jaxmnist.runs.cohort import Cohort
 from jaxmnist.training import augment
 
 __all__ = ["ALONE", "A_SEED_EACH", "ONE_NETWORK", "Run", "flax", "hardware", "jaxmnist"]
@@ -43,9 +44,9 @@ def hardware() -> str:
 def jaxmnist(config: Config, train: data.Dataset, steps: int) -> Run:
     """The programs that ``python -m jaxmnist.main`` runs, for ``config.num_seeds`` seeds."""
     config.steps_per_epoch = steps
-    schedules, mesh = [assemble.schedule(config, steps)], assemble.mesh(config)
+    cohort = Cohort.of([config], len(train))
     evaluation = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # compiled, not run
-    programs = assemble.programs([config], schedules, mesh, train, evaluation)
+    programs = cohort.programs(cohort.mesh(), train, evaluation)
     states = programs.init()
     order_SN = programs.epoch_order(0)
 

@@ -22,7 +22,7 @@ import peers
 
 from jaxmnist import data, published
 from jaxmnist.config import Config
-from jaxmnist.runs import assemble
+from jaxmnist.runs.cohort import Cohort
 from jaxmnist.training import parallel
 
 NUM_SEEDS = 8
@@ -40,9 +40,9 @@ def trained(config: Config, train: data.Dataset) -> tuple[Any, np.ndarray]:
     """Parameters and losses (S, steps) after a few slow steps."""
     config.steps_per_epoch, config.schedule.name = EQUALITY_STEPS, "constant"
     config.optimizer.learning_rate = 1e-4
-    schedules, mesh = [assemble.schedule(config, EQUALITY_STEPS)], assemble.mesh(config)
+    cohort = Cohort.of([config], len(train))
     few = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # to evaluate: not used
-    programs = assemble.programs([config], schedules, mesh, train, few)
+    programs = cohort.programs(cohort.mesh(), train, few)
     states, losses = programs.init(), []
     order_SN = programs.epoch_order(1)
     for segment in programs.segments:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
@@ -52,11 +53,35 @@ _DEGREES = Allowed(lambda value: 0 <= value <= 180, "from 0 to 180")
 _INSIDE = Allowed(lambda value: 0 < value < 1, "above 0 and below 1")
 _SEED = Allowed(lambda value: 0 <= value < 2**31, "from 0 to 2147483647")
 
+BLOCKS = "blocks"
+_WIDTHS = re.compile(r"[1-9]\d{0,2}(-[1-9]\d{0,2})*(/[1-9]\d{0,2}(-[1-9]\d{0,2})*)*")
+
 FIELDS: dict[str, Field] = {
     "recipe": Field(
         "", "publication to compare results with, '' for none", _one_of(["", *published.load_all()])
     ),
-    "model": Field("model3", "the network", _one_of(models.NETWORKS)),
+    "model": Field(
+        "model3",
+        "the network; 'blocks' is described by the fields network.…",
+        _one_of([*models.NETWORKS, BLOCKS]),
+    ),
+    "network.blocks": Field(
+        "7-7-10/10-12/16-18",
+        "blocks: widths of the 3×3 convolutions, a pooling at each /",
+        Allowed(lambda text: bool(_WIDTHS.fullmatch(text)), "widths from 1 to 999 like 8-8/16/32"),
+    ),
+    "network.padding": Field(
+        "0/0/1",
+        "blocks: padding of the convolutions, one number for all or one a block",
+        Allowed(lambda text: bool(re.fullmatch(r"[01](/[01])*", text)), "0 or 1, like 1 or 0/0/1"),
+    ),
+    "network.head": Field(
+        "linear",
+        "blocks: mean of the maps and a linear layer; mean and maximum and a linear layer; or "
+        "a 1×1 convolution and the mean",
+        _one_of(models.HEADS),
+    ),
+    "network.head_bias": Field(True, "blocks: whether the head has a bias"),
     "dropout": Field(0.0, "rate of each dropout layer of the network", _RATE),
     "dataset": Field("mnist", "'mnist', a folder of four IDX files, or 'tfds:NAME'"),
     "split": Field(
@@ -148,8 +173,44 @@ def validate(config: Config) -> None:
     _validate_together(config)
 
 
+def architecture(config: Config) -> models.Model:
+    """The network of ``config``, as ``models.build`` takes it.
+
+    Raises:
+      UserError: where the fields network.… do not describe one.
+    """
+    if config.model != BLOCKS:
+        return str(config.model)
+    described = config.network.blocks
+    widths = tuple(tuple(map(int, block.split("-"))) for block in described.split("/"))
+    padding = tuple(map(int, config.network.padding.split("/")))
+    if len(padding) == 1:
+        padding *= len(widths)
+    if len(padding) != len(widths):
+        raise UserError(
+            f"config.network.padding is {config.network.padding!r}: network.blocks has "
+            f"{len(widths)} blocks, give one number for all or one for each"
+        )
+    side = models.SIDE
+    for number, (block, pad) in enumerate(zip(widths, padding, strict=True)):
+        side = (side // 2 if number else side) - 2 * (1 - pad) * len(block)
+        if side < 1:
+            raise UserError(
+                f"config.network.blocks is {described!r}: nothing is left of the image in block "
+                f"{number + 1}, give it padding or take fewer convolutions"
+            )
+    return models.Blocks(widths, padding, config.network.head, config.network.head_bias)
+
+
 def _validate_together(config: Config) -> None:
-    layers = models.build(config.model).layers
+    if config.model != BLOCKS:
+        for name, value in flatten(config.network, "network.").items():
+            if value != FIELDS[name].default:
+                raise UserError(
+                    f"config.{name} is {value!r}: {config.model} has its own layers, set "
+                    f"config.model={BLOCKS}"
+                )
+    layers = models.build(architecture(config)).layers
     if config.dropout and not any(isinstance(layer, Dropout) for layer in layers):
         raise UserError(
             f"config.dropout is {config.dropout}: {config.model} has no dropout layer, set it to 0"

@@ -1,8 +1,9 @@
-"""What several tests train: engines, members and programs of a configuration."""
+"""What several tests train: members and programs of a configuration."""
 
 from jaxmnist import data
 from jaxmnist.config import Config
 from jaxmnist.runs import assemble
+from jaxmnist.runs.cohort import Cohort
 from jaxmnist.training.population import Member
 from jaxmnist.training.programs import Programs
 
@@ -15,11 +16,10 @@ def member_of(config: Config, seed: int | None = None, steps_per_epoch: int = 10
 
 def members_of(config: Config, steps_per_epoch: int = 100) -> Member:
     """The numbers of all seeds of the run."""
-    return assemble.members([config], [assemble.schedule(config, steps_per_epoch)])
+    return Cohort((config,), (assemble.schedule(config, steps_per_epoch),)).members()
 
 
 def programs_of(config: Config, train_set: data.Dataset, eval_set: data.Dataset) -> Programs:
     """The programs of a run on these images."""
-    steps = -(-len(train_set) // config.batch_size)
-    schedules, mesh = [assemble.schedule(config, steps)], assemble.mesh(config)
-    return assemble.programs([config], schedules, mesh, train_set, eval_set)
+    cohort = Cohort.of([config], len(train_set))
+    return cohort.programs(cohort.mesh(), train_set, eval_set)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxmnist.config import (
     FIELDS,
     Config,
+    architecture,
     default_config,
     did_you_mean,
     flatten,
@@ -19,10 +20,14 @@ from jaxmnist.config import (
     validate,
 )
 from jaxmnist.errors import UserError
+from jaxmnist.networks.models import Blocks
 
 BAD_VALUES = {
     "recipe": ["vgg", "Model3"],
     "model": ["vgg", "", "Model3"],
+    "network.blocks": ["", "8-", "/8", "0/8", "8,8", "8-08", "1000", "8..9", "a"],
+    "network.padding": ["", "2", "-1", "0-0", "0/", "same"],
+    "network.head": ["mlp", ""],
     "dropout": [-0.1, 1.0, 1, math.nan, math.inf],
     "split": ["test", ""],
     "num_epochs": [0, -1, 10**9, 10**20],  # the tables of the schedule would fill the memory
@@ -193,6 +198,57 @@ def test_missing_field_is_named(name: str):
 
 def test_scalar_in_the_place_of_a_group_is_refused():
     assert "config.optimizer" in message(with_flat({"optimizer": 3}))
+
+
+def test_a_published_network_is_its_name():
+    assert architecture(with_values(model="compact")) == "compact"
+
+
+def test_a_described_network():
+    config = with_values(
+        model="blocks",
+        network__blocks="4-6/8",
+        network__padding="1/0",
+        network__head="conv",
+        network__head_bias=False,
+        dropout=0.1,
+    )
+    validate(config)
+    assert architecture(config) == Blocks(((4, 6), (8,)), (1, 0), "conv", False)
+    config.network.padding = "1"
+    assert architecture(config) == Blocks(((4, 6), (8,)), (1, 1), "conv", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"network__padding": "0/1"},
+            ("config.network.padding is '0/1'", "3 blocks", "one for each"),
+        ),
+        (
+            {"network__blocks": "8/8/8/8/8/8", "network__padding": "1"},
+            ("config.network.blocks is '8/8/8/8/8/8'", "nothing is left", "block 6"),
+        ),
+        (
+            {"network__blocks": "8-8-8-8/8-8-8-8-8", "network__padding": "0"},
+            ("nothing is left of the image in block 2", "padding"),
+        ),
+    ],
+)
+def test_networks_that_cannot_be(fields: dict[str, str], words: tuple[str, ...]):
+    text = message(with_values(model="blocks", **fields))
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("blocks", "8/16"), ("head", "avgmax"), ("head_bias", False)]
+)
+def test_a_published_network_describes_itself(field: str, value: object):
+    text = message(with_flat({"model": "compact", f"network.{field}": value}))
+    assert text.startswith(f"config.network.{field} is {value!r}: compact has its own layers")
+    assert "config.model=blocks" in text
 
 
 @pytest.mark.parametrize("model", ["model3"])

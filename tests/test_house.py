@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxmnist"
 FLOORS = (
-    ("main", "evaluate", "convert"),
+    ("main", "sweep", "evaluate", "convert"),
     ("cli",),
+    ("sweeps",),
     ("runs", "export"),
     ("config", "recipes"),
     ("training",),

@@ -75,10 +75,12 @@ from jaxmnist.config import default_config
 
 def press(*_):
     gc.callbacks.remove(press)
+    gc.set_threshold(700, 10, 10)
     signal.raise_signal(signal.SIGINT)
 
 def get_config():
     gc.callbacks.append(press)
+    gc.set_threshold(1)  # soon: in a run this short the training might hear it last
     return default_config()
 """
 

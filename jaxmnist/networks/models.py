@@ -5,6 +5,7 @@ Where the published write-ups are silent the choice is marked "inferred".
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,18 +58,36 @@ class Network(nn.Module):
         return x.T
 
 
+class Blocks(NamedTuple):
+    """A network that a recipe describes itself: blocks of conv-BN-ReLU, pooling between them.
+
+    After each pooling comes a dropout of whole channels.
+    """
+
+    widths: tuple[tuple[int, ...], ...]
+    """The features of each 3×3 convolution, block by block."""
+    padding: tuple[int, ...]
+    """Of the convolutions of each block."""
+    head: str
+    """One of HEADS."""
+    head_bias: bool
+
+
+Model = str | Blocks
+
+
 def build(
-    model: str,
+    model: Model,
     dropout: Rate = None,
     dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> Network:
-    """The network called ``model``, each of its dropout layers with the rate ``dropout``.
+    """The network ``model``, one of NETWORKS by name or described, with the rate ``dropout``.
 
     The rate may be a traced number; None is no dropout. ``axis_name``: the mapped axis that batches
     are split over, see ``Layer``.
     """
-    layers = NETWORKS[model](dropout)
+    layers = blocks(model, dropout) if isinstance(model, Blocks) else NETWORKS[model](dropout)
     return Network(tuple(layer.clone(axis_name=axis_name) for layer in layers), dtype)
 
 
@@ -244,3 +263,20 @@ NETWORKS: dict[str, Callable[[Rate], Layers]] = {
         net8k,
     )
 }
+
+HEADS: dict[str, Callable[[bool], Layers]] = {
+    "linear": lambda use_bias: (GlobalAvgPool(), Flatten(), Linear(10, use_bias)),
+    "avgmax": lambda use_bias: (GlobalAvgMaxPool(), Flatten(), Linear(10, use_bias)),
+    "conv": lambda use_bias: (Conv(10, 1, use_bias=use_bias), GlobalAvgPool(), Flatten()),
+}
+
+
+def blocks(described: Blocks, dropout: Rate) -> Layers:
+    """The layers of a network that a recipe describes itself."""
+    layers: list[Layer] = []
+    for widths, padding in zip(described.widths, described.padding, strict=True):
+        if layers:
+            layers += [MaxPool(), Dropout(dropout, whole_channels=True)]
+        for features in widths:
+            layers += conv_bn_relu(features, padding)
+    return (*layers, *HEADS[described.head](described.head_bias))

@@ -27,6 +27,8 @@ class Target(NamedTuple):
     """Whether the backend multiplies bfloat16 matrices with sums in float32, of every shape."""
     chunk_steps: int
     """Training steps in one program: a fraction of a second, and batches that fit into memory."""
+    members: int
+    """Networks side by side that keep a device busy."""
     min_part: int | None
     """Images of a batch that keep a device busy longer than the others wait for it; None where a
     step is too short to be worth splitting."""
@@ -44,6 +46,7 @@ CPU = Target(
     tile_rows=16,
     bfloat16_products=False,
     chunk_steps=32,
+    members=1,
     min_part=32,
     cores_are_devices=True,
 )
@@ -53,6 +56,7 @@ ACCELERATOR = Target(
     tile_rows=1,
     bfloat16_products=True,
     chunk_steps=128,
+    members=64,
     min_part=None,
     cores_are_devices=False,
 )

@@ -1,18 +1,37 @@
 """From a configuration to what training takes: what shapes a program, and what is only a number."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxmnist import data
-from jaxmnist.config import Config
+from jaxmnist.config import Config, architecture, flatten
 from jaxmnist.networks import models
-from jaxmnist.training import optim, parallel, population
+from jaxmnist.training import optim, parallel
 from jaxmnist.training.engine import Engine
 from jaxmnist.training.population import Member
-from jaxmnist.training.programs import Batching, Programs, plan_epoch
+from jaxmnist.training.programs import Batching, plan_epoch
+
+_NUMBERS = {
+    "seed",
+    "dropout",
+    "label_smoothing",
+    "optimizer.learning_rate",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "augment.rotate_degrees",
+    "augment.translate",
+}
+_OPTIONAL = ("dropout", "label_smoothing", "augment.rotate_degrees", "augment.translate")
+
+
+def shape(config: Config) -> Hashable:
+    """What shapes the programs: configurations of one shape can be members of one population."""
+    flat = flatten(config)
+    there = (bool(flat[name]) for name in _OPTIONAL)
+    shaping = ((n, v) for n, v in flat.items() if n not in _NUMBERS and "schedule." not in n)
+    return (*there, *sorted(shaping))
 
 
 def engine(config: Config) -> Engine:
@@ -21,7 +40,7 @@ def engine(config: Config) -> Engine:
     if config.optimizer.name == "sgd":
         optimizer = functools.partial(optim.sgd, nesterov=config.optimizer.nesterov)
     dtype = jnp.dtype(config.precision)
-    return Engine(functools.partial(models.build, config.model, dtype=dtype), optimizer)
+    return Engine(functools.partial(models.build, architecture(config), dtype=dtype), optimizer)
 
 
 def batching(config: Config) -> Batching:
@@ -38,9 +57,10 @@ def steps_per_epoch(config: Config, train_size: int) -> int:
     return sum(segment.steps for segment in plan_epoch(train_size, batching(config)))
 
 
-def mesh(config: Config) -> Mesh:
-    """The devices of a run."""
-    return parallel.make_mesh(config.num_seeds, config.batch_size, **config.mesh)
+def mesh(config: Config, members: int | None = None) -> Mesh:
+    """The devices of ``members`` networks, by default those of a run."""
+    size = config.num_seeds if members is None else members
+    return parallel.make_mesh(size, config.batch_size, **config.mesh)
 
 
 def schedule(config: Config, steps_per_epoch: int) -> optim.Schedule:
@@ -65,27 +85,3 @@ def member(config: Config, schedule: optim.Schedule, seed: int) -> Member:
         rotate_degrees=config.augment.rotate_degrees or None,
         translate=config.augment.translate or None,
     )
-
-
-def members(configs: Sequence[Config], schedules: Sequence[optim.Schedule]) -> Member:
-    """A population: the seeds of the first configuration, those of the second…"""
-    return population.stack(
-        [
-            member(config, schedule, config.seed + index)
-            for config, schedule in zip(configs, schedules, strict=True)
-            for index in range(config.num_seeds)
-        ]
-    )
-
-
-def programs(
-    configs: Sequence[Config],
-    schedules: Sequence[optim.Schedule],
-    mesh: Mesh,
-    train_set: data.Dataset,
-    eval_set: data.Dataset,
-) -> Programs:
-    """The programs of the population of ``configs``, which differ in numbers only."""
-    first = configs[0]
-    population = members(configs, schedules)
-    return Programs(engine(first), population, batching(first), mesh, train_set, eval_set)

@@ -34,7 +34,8 @@ class PartialEpoch(NamedTuple):
     steps: int
     images: int
     seconds: float
-    loss_S: list[float]
+    loss_S: list[float | None]
+    """None where it is not finite any more."""
     correct_S: list[float]
 
 

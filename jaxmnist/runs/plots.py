@@ -38,7 +38,7 @@ def learning_curves(path: Path, rows: Rows, published: Rows | None = None, title
     every = (*rows, *(published or ()))
     legend = {}
     figure = Figure(figsize=(10, 4.4), layout="constrained")
-    panels = ("accuracy", _accuracy_axis), ("loss", _loss_axis)
+    panels = ("accuracy", accuracy_axis), ("loss", _loss_axis)
     for axes, (quantity, scale) in zip(figure.subplots(1, 2), panels, strict=True):
         keys = f"train_{quantity}", f"eval_{quantity}"
         for key, colour in zip(keys, (BLUE, VERMILION), strict=True):
@@ -48,11 +48,11 @@ def learning_curves(path: Path, rows: Rows, published: Rows | None = None, title
         axes.set_xlim(0.5, max(row["epoch"] for row in every) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
-        _tidy(axes)
+        tidy(axes)
         legend |= {line.get_label(): line for line in axes.lines}
     # Below the panels, since inside them no corner is free of every run's curves.
     figure.legend(handles=legend.values(), loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def schedule(
@@ -74,13 +74,13 @@ def schedule(
     top.set_ylabel("learning rate")
     bottom.stairs(np.asarray(momentum_T), baseline=None, color=VERMILION, linewidth=1.8)
     bottom.set(ylabel="momentum", xlabel="optimizer step", xlim=(0, np.size(momentum_T)))
-    _tidy(top)
-    _tidy(bottom)
+    tidy(top)
+    tidy(bottom)
     scale = lambda step: step / steps_per_epoch, lambda epoch: epoch * steps_per_epoch
     epochs = top.secondary_xaxis("top", functions=scale)
     epochs.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     epochs.set_xlabel("epochs completed")
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def confusion_matrix(
@@ -119,7 +119,7 @@ def confusion_matrix(
     per_class.set_title("accuracy", loc="right", fontsize=10)
     per_class.spines[["top", "right"]].set_visible(False)
     summary = f"{100 - 100 * errors / digits:.2f} % correct, {errors:,} errors in {digits:,} digits"
-    _save(figure, path, title, summary)
+    save(figure, path, title, summary)
 
 
 def misclassified(
@@ -153,7 +153,7 @@ def misclassified(
     key = "above each digit: true → predicted" if len(wrong_E) else "no digit is misclassified"
     figure.supxlabel(key, fontsize=10)
     part = f", the first {len(shown)} shown" if len(shown) < len(wrong_E) else ""
-    _save(figure, path, title, f"{len(wrong_E):,} errors in {len(labels_N):,} digits{part}")
+    save(figure, path, title, f"{len(wrong_E):,} errors in {len(labels_N):,} digits{part}")
 
 
 def _curve(axes: Axes, rows: Rows, key: str, colour: str) -> None:
@@ -180,7 +180,9 @@ def _published_curve(axes: Axes, published: Rows, key: str, colour: str) -> None
         line.set(label=f"{key.split('_')[0]}, published", clip_on=False)
 
 
-def _accuracy_axis(axes: Axes, drawn: np.ndarray) -> None:
+def accuracy_axis(axes: Axes, drawn: np.ndarray) -> None:
+    """Makes the vertical axis logarithmic in the error rate, around the accuracies ``drawn``."""
+
     def height(accuracy: np.ndarray) -> np.ndarray:
         return -np.log10(np.maximum(100 - accuracy, ERROR_FLOOR))
 
@@ -208,12 +210,14 @@ def _loss_axis(axes: Axes, drawn: np.ndarray) -> None:
     axes.set_ylabel("loss (log scale)")
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """A pale grid, and no frame but the two axes."""
     axes.grid(color="#e0e0e0", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path, *headline: str) -> None:
+def save(figure: Figure, path: Path, *headline: str) -> None:
+    """Writes the PNG with a headline above all."""
     figure.suptitle(": ".join(filter(None, headline)))
     figure.savefig(path, dpi=130, format="png")

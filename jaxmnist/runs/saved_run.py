@@ -11,6 +11,7 @@ from jaxmnist.config import Config
 from jaxmnist.errors import UserError
 from jaxmnist.runs import assemble
 from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.runs.cohort import Cohort
 from jaxmnist.runs.workdir import CHECKPOINTS, read_config
 from jaxmnist.training.engine import Engine, TrainState, over_members
 from jaxmnist.training.population import Member
@@ -51,7 +52,7 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
     engine = assemble.engine(config)
     schedule = assemble.schedule(config, steps_per_epoch=1)
     member = assemble.member(config, schedule, seed)
-    members = assemble.members([config], [schedule])
+    members = Cohort((config,), (schedule,)).members()
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoint: train it first")

@@ -1,9 +1,8 @@
 """A whole run: data, compilation, epochs, files, plots."""
 
 import contextlib
-import dataclasses
-import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist import data, published
-from jaxmnist.config import Config, flatten, validate
-from jaxmnist.errors import DivergenceError, Stopped, UserError
+from jaxmnist.config import Config, architecture, validate
+from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models
-from jaxmnist.runs import assemble, report
-from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch, Record
-from jaxmnist.runs.signals import StopRequest
+from jaxmnist.runs import fit, report
+from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.runs.cohort import Cohort
 from jaxmnist.runs.workdir import Row, Workdir, spread, storage_errors
-from jaxmnist.training import hosts, optim
-from jaxmnist.training.engine import TrainState
+from jaxmnist.training import hosts
 from jaxmnist.training.programs import Programs
 
 
@@ -46,10 +44,9 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
     """
     validate(config)
     train_data, eval_data = data.load(config.dataset, config.split)
-    steps_per_epoch = assemble.steps_per_epoch(config, len(train_data))
-    schedule = assemble.schedule(config, steps_per_epoch)
-    mesh = assemble.mesh(config)
-    layers = analyze.summarize(models.build(config.model))
+    cohort = Cohort.of([config], len(train_data))
+    mesh = cohort.mesh()
+    layers = analyze.summarize(models.build(architecture(config)))
     with contextlib.ExitStack() as stack:
         files = Workdir(workdir, config, restart=restart)
         stack.callback(files.close)
@@ -65,21 +62,22 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
             return summary
         report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))
 
-        programs = assemble.programs([config], [schedule], mesh, train_data, eval_data)
+        programs = cohort.programs(mesh, train_data, eval_data)
         since_start = time.perf_counter() - jaxmnist.STARTED
         report.say(
             f"ready to train {since_start:.1f} s after the start, of which compilation took "
             f"{programs.compile_seconds:.1f} s\n"
         )
 
-        states, rows = _fit(config, programs, schedule, files, checkpoints)
+        stage = _go_on(config, cohort, programs, files, checkpoints)
 
+        rows = stage.record.rows
         summary = _summarize(config, layers, rows, programs.compile_seconds)
-        predictions_SN = hosts.fetch(programs.evaluate(states).predictions_N)
+        predictions_SN = hosts.fetch(programs.evaluate(stage.states).predictions_N)
         if hosts.is_first():
             curve = publication["epochs"] if publication else None
             with storage_errors(files.path):
-                _draw(config, files.path, rows, curve, schedule, eval_data, predictions_SN[0])
+                _draw(config, files.path, rows, curve, cohort, eval_data, predictions_SN[0])
         files.write_summary(summary)  # last: it says that the run has finished
         report.say(report.summary_text(summary, publication))
         report.say(f"everything is in {files.path}")
@@ -118,174 +116,30 @@ def _finished(config: Config, files: Workdir, checkpoints: Checkpoints) -> dict[
     return None
 
 
-def _fit(
-    config: Config,
-    programs: Programs,
-    schedule: optim.Schedule,
-    files: Workdir,
-    checkpoints: Checkpoints,
-) -> tuple[TrainState, list[Row]]:
-    """Trains from the newest checkpoint to the last epoch; the states and all rows."""
-    states, done = _newest(config, programs, checkpoints)
-    rows = list(done.rows)
-    if files.write_metrics(rows):
+def _go_on(
+    config: Config, cohort: Cohort, programs: Programs, files: Workdir, checkpoints: Checkpoints
+) -> fit.Stage:
+    """Trains from the newest checkpoint to the last epoch."""
+    stage = fit.newest(cohort, programs, checkpoints)
+    done = stage.record
+    if checkpoints.steps():
+        where = f"after epoch {done.epoch} of {config.num_epochs}"
+        if done.partial:
+            where = (
+                f"in epoch {done.epoch + 1} of {config.num_epochs}, after {done.partial.steps} of "
+                f"{programs.steps_per_epoch} steps"
+            )
+        report.say(f"resumed {where}")
+    if files.write_metrics(done.rows):
         report.say("metrics.jsonl lacked epochs that the checkpoint has: written again")
 
+    def on_epoch(rows: Sequence[Row]) -> None:
+        files.append_metrics(rows)
+        report.say(report.epoch_line(rows))
+
     report.say(report.epoch_header())
-    with StopRequest() as stop, report.Progress(config, programs, done) as progress:
-        for epoch in range(done.epoch + 1, config.num_epochs + 1):
-            sums = _EpochSums(config.num_seeds)
-            if done.partial and epoch == done.epoch + 1:
-                sums.take_up(done.partial)
-            states = _train_epoch(config, programs, states, epoch, sums, progress, stop)
-            step = (epoch - 1) * programs.steps_per_epoch + sums.steps
-            if sums.steps < programs.steps_per_epoch and stop.cause:
-                partial = sums.partial() if sums.steps else None
-                record = Record(epoch - 1, list(rows), partial, flatten(config))
-                checkpoints.save(step, states, record)
-                raise _stopped(config, stop.cause, step, epoch)
-            new_rows = _rows(config, programs, schedule, states, epoch, sums)
-            files.append_metrics(new_rows)
-            report.say(report.epoch_line(new_rows))
-            rows += new_rows
-            cause = hosts.largest(stop.cause or 0)
-            if cause or epoch % config.checkpoint.every_epochs == 0 or epoch == config.num_epochs:
-                checkpoints.save(step, states, Record(epoch, list(rows), None, flatten(config)))
-            if cause and epoch < config.num_epochs:
-                raise _stopped(config, signal.Signals(cause), step, epoch)
-    return states, rows
-
-
-def _newest(
-    config: Config, programs: Programs, checkpoints: Checkpoints
-) -> tuple[TrainState, Record]:
-    """The states to go on from, and what belongs to them."""
-    steps = checkpoints.steps()
-    if not steps:
-        return programs.init(), Record(0, [], None, flatten(config))
-    record = checkpoints.record(steps[-1])
-    where = f"after epoch {record.epoch} of {config.num_epochs}"
-    if record.partial:
-        where = (
-            f"in epoch {record.epoch + 1} of {config.num_epochs}, after {record.partial.steps} of "
-            f"{programs.steps_per_epoch} steps"
-        )
-    states = checkpoints.restore(steps[-1], programs.abstract_states)
-    report.say(f"resumed {where}")
-    return states, record
-
-
-def _stopped(config: Config, cause: signal.Signals, step: int, epoch: int) -> Stopped:
-    return Stopped(
-        cause,
-        f"interrupted by {cause.name} after step {step} (epoch {epoch} of {config.num_epochs}), "
-        "everything is saved; the same command goes on from there",
-    )
-
-
-@dataclasses.dataclass
-class _EpochSums:
-    """What has been trained of an epoch, and what was measured, per seed."""
-
-    num_seeds: dataclasses.InitVar[int]
-    steps: int = 0
-    images: int = 0
-    """Of one seed."""
-    seconds: float = 0.0
-    loss_S: np.ndarray = dataclasses.field(init=False)
-    """Sum over the images, each as it was when its batch was trained on."""
-    correct_S: np.ndarray = dataclasses.field(init=False)
-
-    def __post_init__(self, num_seeds: int) -> None:
-        self.loss_S, self.correct_S = np.zeros(num_seeds), np.zeros(num_seeds)
-
-    def take_up(self, partial: PartialEpoch) -> None:
-        self.steps, self.images, self.seconds = partial.steps, partial.images, partial.seconds
-        self.loss_S, self.correct_S = np.array(partial.loss_S), np.array(partial.correct_S)
-
-    def partial(self) -> PartialEpoch:
-        sums = self.loss_S.tolist(), self.correct_S.tolist()
-        return PartialEpoch(self.steps, self.images, self.seconds, *sums)
-
-
-def _train_epoch(
-    config: Config,
-    programs: Programs,
-    states: TrainState,
-    epoch: int,
-    sums: _EpochSums,
-    progress: report.Progress,
-    stop: StopRequest,
-) -> TrainState:
-    """Trains what ``sums`` lacks of an epoch (counted from 1), until its end or a request to stop.
-
-    Uses up ``states``; adds to ``sums``, whose seconds are without compilation.
-    """
-    started = time.perf_counter() - sums.seconds - programs.compile_seconds
-    order_SN = programs.epoch_order(epoch)
-    for segment in programs.segments_after(sums.steps):
-        # Several processes must agree where to stop: only at the end of an epoch.
-        if stop.cause and jax.process_count() == 1:
-            break
-        states, metrics = programs.train(states, order_SN, segment)
-        loss_SK, correct_SK = hosts.fetch(metrics)
-        before = (epoch - 1) * programs.steps_per_epoch + sums.steps
-        _check_finite(config, loss_SK.astype(np.float64), epoch, before)
-        sums.loss_S += loss_SK.sum(1, dtype=np.float64) * segment.batch_size
-        sums.correct_S += correct_SK.sum(1)
-        sums.images += segment.images
-        sums.steps += segment.steps
-        sums.seconds = time.perf_counter() - started - programs.compile_seconds
-        progress.update(
-            epoch,
-            sums.steps,
-            segment.images * config.num_seeds,
-            float(np.mean(sums.loss_S)) / sums.images,
-            100 * float(np.mean(sums.correct_S)) / sums.images,
-        )
-    return states
-
-
-def _check_finite(config: Config, step_loss_SK: np.ndarray, epoch: int, steps_before: int) -> None:
-    bad = np.argwhere(~np.isfinite(step_loss_SK.T))
-    if len(bad):
-        step, seed = bad[0]
-        raise DivergenceError(
-            f"the loss is {step_loss_SK[seed, step]} at step {steps_before + step + 1} (epoch "
-            f"{epoch}, seed {config.seed + seed}): try a smaller config.optimizer.learning_rate "
-            f"(now {config.optimizer.learning_rate:g}) or config.precision=float32"
-        )
-
-
-def _rows(
-    config: Config,
-    programs: Programs,
-    schedule: optim.Schedule,
-    states: TrainState,
-    epoch: int,
-    sums: _EpochSums,
-) -> list[Row]:
-    """Evaluates and puts an epoch's results together, one row a seed."""
-    evaluation = hosts.fetch(programs.evaluate(states))
-    _check_finite(config, evaluation.loss[:, None], epoch, epoch * programs.steps_per_epoch - 1)
-    eval_size = evaluation.predictions_N.shape[1]
-    step = epoch * programs.steps_per_epoch
-    return [
-        {
-            "seed": config.seed + index,
-            "epoch": epoch,
-            "step": step,
-            "learning_rate": float(schedule.learning_rate_T1[step]),
-            "momentum": float(schedule.momentum_T1[step]),
-            "train_loss": float(sums.loss_S[index]) / sums.images,
-            "train_accuracy": 100 * float(sums.correct_S[index]) / sums.images,
-            "eval_loss": float(evaluation.loss[index]),
-            "eval_accuracy": 100 * int(evaluation.correct[index]) / eval_size,
-            "seconds": sums.seconds,
-            "images_per_second": sums.images * config.num_seeds / sums.seconds,
-        }
-        for index in range(config.num_seeds)
-    ]
+    with report.Progress(config, programs, done) as progress:
+        return fit.fit(cohort, programs, checkpoints, stage, progress, on_epoch)
 
 
 def _summarize(
@@ -321,7 +175,7 @@ def _draw(
     folder: Path,
     rows: list[Row],
     published_curve: list[Row] | None,
-    schedule: optim.Schedule,
+    cohort: Cohort,
     eval_data: data.Dataset,
     predictions_N: np.ndarray,
 ) -> None:
@@ -331,6 +185,7 @@ def _draw(
     title = f"{config.model}, {config.dataset}"
     first = f"{title}, seed {config.seed}"
     plots.learning_curves(folder / "learning_curves.png", rows, published_curve, title)
+    schedule = cohort.schedules[0]
     plots.schedule(
         folder / "schedule.png",
         schedule.learning_rate_T1[:-1],

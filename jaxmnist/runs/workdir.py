@@ -58,19 +58,19 @@ class Workdir:
 
     def _prepare(self, path: Path, config: Config, restart: bool) -> None:
         try:
-            if path.exists() and not self._config_file.exists() and _strangers(path):
+            if path.exists() and not self._config_file.exists() and strangers(path, _CONFIG):
                 raise UserError(f"--workdir {path} holds other things than a run: choose another")
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock = lock(path)
             if restart and self._config_file.exists():
                 self.moved_to = free_name(path)
                 path.rename(self.moved_to)
                 self._lock.release()
                 path.mkdir()
-                self._lock = _lock(path)
+                self._lock = lock(path)
             if self._config_file.exists():
                 self._refuse_other_run(config)
-            _write_atomically(self._config_file, config.to_json(indent=1))
+            write_atomically(self._config_file, config.to_json(indent=1))
         except OSError as error:
             raise UserError(
                 f"--workdir {path}: {error.strerror or error}: choose a folder that can be written"
@@ -128,7 +128,7 @@ class Workdir:
         with storage_errors(self._metrics_file):
             file = self._metrics_file
             before = file.read_text(errors="replace") if file.exists() else ""
-            _write_atomically(file, text)
+            write_atomically(file, text)
         return not before.startswith(text)
 
     def append_metrics(self, rows: Sequence[Row]) -> None:
@@ -143,7 +143,7 @@ class Workdir:
         if not hosts.is_first():
             return
         with storage_errors(self._summary_file):
-            _write_atomically(self._summary_file, json.dumps(summary, indent=1) + "\n")
+            write_atomically(self._summary_file, json.dumps(summary, indent=1) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a run that has finished; None where there is none that can be read."""
@@ -166,12 +166,12 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _strangers(path: Path) -> list[Path]:
-    """What is in the folder besides the traces of a run that had just begun."""
-    return [inside for inside in path.iterdir() if inside.name not in (_LOCK, _partial(_CONFIG))]
+def strangers(path: Path, first: str) -> list[Path]:
+    """What is in the folder besides the traces of one that had just begun to write ``first``."""
+    return [inside for inside in path.iterdir() if inside.name not in (_LOCK, _partial(first))]
 
 
-def _lock(path: Path) -> filelock.BaseFileLock:
+def lock(path: Path) -> filelock.BaseFileLock:
     lock = filelock.FileLock(path / _LOCK, blocking=False)
     try:
         lock.acquire()
@@ -235,7 +235,7 @@ def _partial(name: str) -> str:
     return name + ".partial"
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(_partial(path.name))
     partial.write_text(text)
     os.replace(partial, path)

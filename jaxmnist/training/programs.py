@@ -105,6 +105,14 @@ def trace(
     return jax.jit(over, donate_argnums=donate).trace(*args)
 
 
+def on_devices(images: data.Dataset | Images, mesh: Mesh) -> Images:
+    """A data set on every device of the mesh."""
+    if isinstance(images, Images):
+        return images
+    everywhere = parallel.everywhere(mesh)
+    return Images(*(hosts.place(a, everywhere) for a in (images.images_NHW, images.labels_N)))
+
+
 class Programs:
     """The compiled programs of a population; every state has a leading axis of members, S."""
 
@@ -117,32 +125,30 @@ class Programs:
         members: Member,
         batching: Batching,
         mesh: Mesh,
-        train_set: data.Dataset,
-        eval_set: data.Dataset,
+        train_set: Images,
+        eval_set: Images,
     ):
-        """Brings the data to the devices and compiles what the first step needs.
+        """Compiles what the first step needs.
 
         Args:
           engine: what trains, for batches that are not split.
           members: the population, in host memory; see ``population.stack``.
           batching: how an epoch is cut into batches.
           mesh: the devices, see ``parallel.make_mesh``.
-          train_set: the images to train on.
+          train_set: the images to train on, see ``on_devices``.
           eval_set: the images to evaluate on.
         """
         self.compile_seconds = 0.0
         parts = mesh.shape[parallel.DATA]
         split = dataclasses.replace(engine, axis_name=parallel.DATA) if parts > 1 else engine
-        count, size = len(np.asarray(members.seed)), len(train_set)
+        count, size = len(np.asarray(members.seed)), len(train_set.labels_N)
         form = target.current()
         local = count // mesh.shape[parallel.SEED]
         self.segments = plan_epoch(size, batching, form.steps_of(local))
         by_member, self._same = parallel.per_member(mesh), parallel.everywhere(mesh)
-        self._train_set, self._eval_set = (
-            Images(*(hosts.place(a, self._same) for a in (part.images_NHW, part.labels_N)))
-            for part in (train_set, eval_set)
-        )
-        self._members = jax.tree.map(lambda leaf: hosts.place(leaf, by_member), members)
+        self._train_set, self._eval_set = train_set, eval_set
+        self._by_member = by_member
+        self.populate(members)
 
         def compiled(function: Callable, *args: Any, **options: Any):
             started = time.perf_counter()
@@ -178,6 +184,10 @@ class Programs:
         self._init = compiled(split.init, self._members)
         self._order = compiled(epoch_order, self._members, zero)
         self._train(*self.segments[0][1:])
+
+    def populate(self, members: Member) -> None:
+        """Puts other members in the place of those there are; what is compiled serves them too."""
+        self._members = jax.tree.map(lambda leaf: hosts.place(leaf, self._by_member), members)
 
     def _number(self, value: int) -> jax.Array:
         return hosts.place(np.array(value, np.int32), self._same)

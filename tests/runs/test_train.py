@@ -29,7 +29,7 @@ from jaxmnist.networks.layers import (
     MaxPool,
     Relu,
 )
-from jaxmnist.runs import saved_run, train
+from jaxmnist.runs import fit, saved_run, train
 from jaxmnist.runs.checkpoint import Checkpoints, Record
 from jaxmnist.training import programs
 from jaxmnist.training.programs import Programs
@@ -447,6 +447,7 @@ def test_seconds_are_without_compilation(
         perf_counter = staticmethod(lambda: now)
 
     monkeypatch.setattr(train, "time", Clock)
+    monkeypatch.setattr(fit, "time", Clock)
     monkeypatch.setattr(programs, "time", Clock)
     monkeypatch.setattr(Programs, "train", train_by_the_clock)
     with chunks_of(2):

@@ -1,0 +1,312 @@
+"""The rounds of a sweep: trials that are asked for together and trained as populations."""
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmnist import data
+from jaxmnist.config import Config, architecture, validate
+from jaxmnist.errors import UserError
+from jaxmnist.networks import analyze, models, target
+from jaxmnist.runs import assemble, fit
+from jaxmnist.runs.checkpoint import Checkpoints, Record
+from jaxmnist.runs.cohort import Cohort
+from jaxmnist.runs.workdir import Row, spread
+from jaxmnist.sweeps.board import Board
+from jaxmnist.sweeps.folder import SweepDir
+from jaxmnist.sweeps.search import Order, Search, Trial
+from jaxmnist.sweeps.space import configured
+from jaxmnist.training import hosts
+from jaxmnist.training.engine import Images, TrainState, over_members
+from jaxmnist.training.programs import Programs, on_devices
+
+_MOST_REFUSED = 1000
+_MOST_BARREN = 5
+_KEPT_PROGRAMS = 2
+
+
+class Options(NamedTuple):
+    """How a sweep goes about it; None for what suits."""
+
+    trials: int | None = None
+    sampler: str | None = None
+    parallel: int | None = None
+    """Trials in one program."""
+    halving: int | None = None
+    """Stop all but the best 1/R at 1/R² and 1/R of the epochs."""
+    max_params: int | None = None
+    storage: str | None = None
+    """Optuna's address of a database that several sweeps share."""
+
+
+def rungs_of(num_epochs: int, halving: int | None) -> list[int]:
+    """The epochs after which the best are chosen; the last is the end."""
+    parts = (halving**2, halving) if halving else ()
+    return sorted({math.ceil(num_epochs / part) for part in parts} | {num_epochs})
+
+
+class _Outcome(NamedTuple):
+    """How far a trial has come, and where its states lie."""
+
+    rows: list[Row]
+    cohort: Cohort
+    folder: Path
+    place: int
+    """Among the trials of the cohort."""
+    seconds: float
+    """Its share of the training."""
+
+    @property
+    def accuracy(self) -> float:
+        """Percent, mean over the seeds, after the newest epoch."""
+        newest = self.rows[-1]["epoch"]
+        return float(np.mean([r["eval_accuracy"] for r in self.rows if r["epoch"] == newest]))
+
+
+Results = Sequence[dict[str, Any]]
+
+
+class Rounds:
+    """The rounds of a sweep, one after the other."""
+
+    def __init__(
+        self,
+        config: Config,
+        order: Order,
+        options: Options,
+        files: SweepDir,
+        search: Search,
+        board: Board,
+        datasets: tuple[data.Dataset, data.Dataset],
+        leave: Callable[[Results], None],
+    ):
+        """``leave`` gets all results whenever there is another one."""
+        self._config, self._space, self._order, self._options = config, order.space, order, options
+        self._files, self._search, self._board = files, search, board
+        self._data, self._leave = datasets, leave
+        self._programs: dict[Any, Programs] = {}
+        self._placed: dict[Any, tuple[Images, Images]] = {}
+        self._refused = 0
+
+    def run(self) -> None:
+        if unfinished := self._files.read_round():
+            trials = [Trial(number, values) for number, values in unfinished["trials"]]
+            self._train_round(trials, unfinished["parallel"])
+        while trials := self._next_round():
+            in_program = self._options.parallel or self._suitable()
+            content = {"trials": [list(trial) for trial in trials], "parallel": in_program}
+            self._files.begin_round(content)
+            self._train_round(trials, in_program)
+
+    def _suitable(self) -> int:
+        """Trials in one program that keep the devices busy."""
+        return max(1, target.current().members * jax.device_count() // self._config.num_seeds)
+
+    def _next_round(self) -> list[Trial]:
+        """The trials to train next; none when the sweep is at its end."""
+        size = self._options.parallel or self._suitable()
+        if halving := self._options.halving:
+            size = max(size, halving**2)
+            if self._order.sampler != "tpe" and self._options.storage is None:
+                size = self._order.trials
+        trials = [trial for trial in self._search.mine() if self._is_allowed(trial)]
+        for _ in range(_MOST_BARREN):
+            while len(trials) < size and (asked := self._search.ask(size - len(trials))):
+                trials += [trial for trial in asked if self._is_allowed(trial)]
+            if trials or not self._search.wait_for_others():
+                return trials
+        self._board.say("no further settings that differ from those tried were found")
+        return trials
+
+    def _is_allowed(self, trial: Trial) -> bool:
+        """Whether it is to be trained; otherwise it is refused."""
+        reason = ""
+        config = self._configured(trial)
+        try:
+            validate(config)
+        except UserError as error:
+            reason = str(error)
+        most = self._options.max_params
+        if not reason and most and (params := _size(config)[0]) > most:
+            reason = f"{params:,} parameters are more than --max_params {most:,}"
+        if not reason:
+            self._refused = 0
+            return True
+        self._search.refuse(trial.number)
+        self._refused += 1
+        if self._refused >= _MOST_REFUSED:
+            raise UserError(f"{_MOST_REFUSED} trials in a row cannot be trained: {reason}")
+        return False
+
+    def _configured(self, trial: Trial) -> Config:
+        return configured(self._config, self._space.settings(trial.values))
+
+    def _train_round(self, trials: Sequence[Trial], in_program: int) -> None:
+        """Trains all of them, or with halving the better ones of them, to the end."""
+        by_number = {trial.number: trial for trial in sorted(trials)}
+        alive, outcomes = list(by_number), {}
+        rungs = rungs_of(self._config.num_epochs, self._options.halving)
+        if not self._options.halving:
+            rungs = [0]  # the end, which may differ from trial to trial
+        for rung in rungs:
+            last = rung == rungs[-1]
+            outcomes_before, outcomes = outcomes, {}
+            for group in self._groups([by_number[number] for number in alive], in_program):
+                found = self._train(group, rung, outcomes_before)
+                outcomes |= found
+                if last:
+                    for trial in group:
+                        self._finish(trial, found[trial.number], halved=False)
+            if not last:
+                ranking = sorted(alive, key=lambda number: (-outcomes[number].accuracy, number))
+                chosen = math.ceil(len(ranking) / (self._options.halving or 1))
+                alive, stopped = sorted(ranking[:chosen]), sorted(ranking[chosen:])
+                for number in stopped:
+                    self._finish(by_number[number], outcomes[number], halved=True)
+        self._files.end_round()
+
+    def _groups(self, trials: Sequence[Trial], in_program: int) -> list[list[Trial]]:
+        """Trials that can share a program, at most ``in_program`` together."""
+        by_shape: dict[Any, list[Trial]] = {}
+        for trial in trials:
+            by_shape.setdefault(assemble.shape(self._configured(trial)), []).append(trial)
+        return [
+            same[start : start + in_program]
+            for same in by_shape.values()
+            for start in range(0, len(same), in_program)
+        ]
+
+    def _train(
+        self, group: Sequence[Trial], until: int, before: Mapping[int, _Outcome]
+    ) -> dict[int, _Outcome]:
+        """Trains a population from its newest checkpoint, or from where ``before`` ends."""
+        numbers = [trial.number for trial in group]
+        configs = [self._configured(trial) for trial in group]
+        cohort = Cohort.of(configs, len(self._data[0]), numbers)
+        until = until or cohort.num_epochs
+        folder = self._files.populations / f"{numbers[0]}-to-{until}"
+        names = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {_listed(numbers)}"
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            steps = checkpoints.steps()
+            record = checkpoints.record(steps[-1]) if steps else None
+            if record is None or record.epoch < until:
+                self._board.begin(f"{names}: compiling")
+                programs = self._programs_of(cohort)
+                self._board.begin(names)
+                start = functools.partial(_gathered, cohort, programs, before) if before else None
+                stage = fit.newest(cohort, programs, checkpoints, start)
+                record = fit.fit(
+                    cohort,
+                    programs,
+                    checkpoints,
+                    stage,
+                    self._board,
+                    self._hear,
+                    until=until,
+                    tolerant=True,
+                ).record
+        outcomes = {}
+        for place, number in enumerate(numbers):
+            rows = [row for row in record.rows if row["trial"] == number]
+            earlier = before.get(number)
+            seconds = earlier.seconds if earlier else 0.0
+            begun = earlier.rows[-1]["epoch"] if earlier else 0
+            first_seed = (row for row in rows if row["seed"] == rows[0]["seed"])
+            seconds += sum(r["seconds"] for r in first_seed if r["epoch"] > begun) / len(numbers)
+            outcomes[number] = _Outcome(rows, cohort, folder, place, seconds)
+        return outcomes
+
+    def _hear(self, rows: Sequence[Row]) -> None:
+        """Passes the accuracies of an epoch on."""
+        self._search.beat()
+        for number, of_trial in itertools.groupby(rows, key=lambda row: row["trial"]):
+            accuracies = list(of_trial)
+            accuracy = float(np.mean([row["eval_accuracy"] for row in accuracies]))
+            self._search.report(number, accuracies[0]["epoch"], accuracy)
+
+    def _programs_of(self, cohort: Cohort) -> Programs:
+        """Compiled once for each shape and size, unless too many others came in between."""
+        mesh = cohort.mesh()
+        key = assemble.shape(cohort.configs[0]), len(cohort)
+        if key in self._programs:
+            programs = self._programs.pop(key)
+            programs.populate(cohort.members())
+        else:
+            while len(self._programs) >= _KEPT_PROGRAMS:
+                del self._programs[next(iter(self._programs))]
+                jax.clear_caches()  # what was traced for them
+            if mesh not in self._placed:
+                train_data, eval_data = self._data
+                self._placed[mesh] = on_devices(train_data, mesh), on_devices(eval_data, mesh)
+            programs = cohort.programs(mesh, *self._placed[mesh])
+        self._programs[key] = programs  # the newest last
+        return programs
+
+    def _finish(self, trial: Trial, outcome: _Outcome, *, halved: bool) -> None:
+        """Tells a trial's result."""
+        config = self._configured(trial)
+        params, receptive_field = _size(config)
+        rows = outcome.rows
+        seeds = range(config.seed, config.seed + config.num_seeds)
+        accuracies = [[row["eval_accuracy"] for row in rows if row["seed"] == s] for s in seeds]
+        record = {
+            "trial": trial.number,
+            "settings": self._space.settings(trial.values),
+            "params": params,
+            "receptive_field": receptive_field,
+            "final_accuracy": spread([per_epoch[-1] for per_epoch in accuracies]),
+            "best_accuracy": spread([max(per_epoch) for per_epoch in accuracies]),
+            "epochs": rows[-1]["epoch"],
+            "seconds": outcome.seconds,
+        }
+        self._search.finish(trial.number, record, halved=halved)
+        records = self._search.records()
+        self._leave(records)
+        self._board.finished(record, records)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:4]))
+    return f"{shown}… ({len(numbers)})" if len(numbers) > 4 else shown
+
+
+def _size(config: Config) -> tuple[int, int]:
+    """Parameters and receptive field of the network."""
+    layers = analyze.summarize(models.build(architecture(config)))
+    return sum(layer.params for layer in layers), layers[-1].receptive_field
+
+
+def _gathered(cohort: Cohort, programs: Programs, before: Mapping[int, _Outcome]) -> fit.Stage:
+    """The states of the cohort's trials out of the populations they were in before."""
+    seeds = cohort.configs[0].num_seeds
+    parts: list[TrainState] = []
+    rows: list[Row] = []
+    for number in cohort.trials or ():
+        outcome = before[number]
+        states = _states_in(outcome.cohort, outcome.folder)
+        first = outcome.place * seeds
+        parts.append(jax.tree.map(lambda leaf, at=first: leaf[at : at + seeds], states))
+        rows += outcome.rows
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    states = jax.tree.map(
+        lambda leaf, abstract: hosts.place(leaf, abstract.sharding),
+        joined,
+        programs.abstract_states,
+    )
+    rows.sort(key=lambda row: row["epoch"])  # as if they had always been together
+    return fit.Stage(states, Record(rows[-1]["epoch"], rows, None, cohort.description))
+
+
+def _states_in(cohort: Cohort, folder: Path) -> TrainState:
+    """The newest states of a population, in host memory."""
+    engine = assemble.engine(cohort.configs[0])
+    abstract_states = jax.eval_shape(over_members(engine.init), cohort.members())
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        return hosts.fetch(checkpoints.restore(checkpoints.steps()[-1], abstract_states))

@@ -1,0 +1,163 @@
+"""What a sweep varies: fields of the recipe, each with choices or a range."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxmnist.config import FIELDS, Config, did_you_mean
+from jaxmnist.errors import UserError
+
+Value = bool | int | float | str
+
+_RANGE = re.compile(r"(log:)?([^,]+?)\.\.([^,]+)")
+_HOLE = re.compile(r"(\d+)\.\.(\d+)")
+_FIXED = {
+    "recipe": "it only names what to compare with",
+    "dataset": "a sweep has one",
+    "split": "a sweep has one; --config.split=… sets it",
+    "seed": "--config.num_seeds=N gives each trial N seeds",
+    "num_seeds": "--config.num_seeds=N gives each trial N seeds",
+    "mesh": "it changes nothing but the speed; --config.mesh.…=N sets it",
+    "checkpoint": "it changes nothing of the result; --config.checkpoint.…=N sets it",
+}
+
+
+class Choices(NamedTuple):
+    """One of some values."""
+
+    values: tuple[Value, ...]
+
+
+class Range(NamedTuple):
+    """Any number from ``low`` to ``high``; whole numbers where both are ``int``."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int)
+
+
+Dimension = Choices | Range
+
+
+class Space(NamedTuple):
+    """What is varied."""
+
+    dimensions: dict[str, Dimension]
+    """By name: a field, or field[0], field[1]… for the numbers in a pattern."""
+    patterns: dict[str, str]
+    """Fields that are texts with numbers to be filled in: 'network.blocks': '{}-{}/16'."""
+    asked: dict[str, str]
+    """As it was typed: field to choices or range."""
+
+    @property
+    def size(self) -> float:
+        """How many different settings there are."""
+        total = 1.0
+        for dimension in self.dimensions.values():
+            if isinstance(dimension, Choices):
+                total *= len(dimension.values)
+            else:
+                total *= dimension.high - dimension.low + 1 if dimension.whole else math.inf
+        return total
+
+    @property
+    def is_grid(self) -> bool:
+        return all(isinstance(d, Choices) for d in self.dimensions.values())
+
+    def settings(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """The fields that the values of all dimensions mean."""
+        settings = {name: value for name, value in values.items() if "[" not in name}
+        for field, pattern in self.patterns.items():
+            holes = range(pattern.count("{}"))
+            settings[field] = pattern.format(*(values[f"{field}[{hole}]"] for hole in holes))
+        return {field: settings[field] for field in self.asked}
+
+
+def configured(config: Config, settings: Mapping[str, Value]) -> Config:
+    """A copy of ``config`` with ``settings``."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(dict(settings))
+    return copy
+
+
+def parse(asked: Mapping[str, str]) -> Space:
+    """Reads what stands behind each ``--sweep.FIELD=``.
+
+    ``a,b,c`` are choices, ``low..high`` is a range, ``log:low..high`` one in which each factor is
+    as likely. In ``network.blocks`` each width may be a range: ``6..8-8/16..20``.
+
+    Raises:
+      UserError: for fields that cannot be swept, and values that they cannot have.
+    """
+    dimensions: dict[str, Dimension] = {}
+    patterns: dict[str, str] = {}
+    for field, text in asked.items():
+        _check_field(field)
+        if field == "network.blocks" and "," not in text and _HOLE.search(text):
+            patterns[field] = _HOLE.sub("{}", text)
+            for hole, bounds in enumerate(_HOLE.findall(text)):
+                low, high = map(int, bounds)
+                _check_bounds(field, text, low, high)
+                dimensions[f"{field}[{hole}]"] = Range(low, high)
+        elif ".." in text or text.startswith("log:"):
+            dimensions[field] = _range(field, text)
+        else:
+            dimensions[field] = _choices(field, text)
+    return Space(dimensions, patterns, dict(asked))
+
+
+def _check_field(field: str) -> None:
+    reason = _FIXED.get(field) or _FIXED.get(field.partition(".")[0])
+    if field in FIELDS and reason:
+        raise UserError(f"--sweep.{field} cannot be swept: {reason}")
+    if field not in FIELDS:
+        raise UserError(f"--sweep.{field}: config.{field} is unknown{did_you_mean(field)}")
+
+
+def _range(field: str, text: str) -> Range:
+    kind = type(FIELDS[field].default)
+    found = _RANGE.fullmatch(text)
+    if not found:
+        raise UserError(f"--sweep.{field} is {text!r}: a range is low..high or log:low..high")
+    if kind not in (int, float):
+        raise UserError(
+            f"--sweep.{field} is {text!r}: {field} is no number and has no ranges, give choices "
+            "with commas between them"
+        )
+    low, high = (_value(field, bound) for bound in found.groups()[1:])
+    _check_bounds(field, text, low, high)
+    if found[1] and not low > 0:
+        raise UserError(f"--sweep.{field} is {text!r}: a log: range must begin above 0")
+    return Range(low, high, bool(found[1]))
+
+
+def _check_bounds(field: str, text: str, low: Any, high: Any) -> None:
+    if not low < high:
+        raise UserError(f"--sweep.{field} is {text!r}: an empty range, the first must be smaller")
+
+
+def _choices(field: str, text: str) -> Choices:
+    values = tuple(_value(field, part.strip()) for part in text.split(","))
+    if len(set(values)) < len(values):
+        raise UserError(f"--sweep.{field} is {text!r}: a choice comes twice")
+    return Choices(values)
+
+
+def _value(field: str, text: str) -> Any:
+    """The value of ``field`` that a text means."""
+    default, _, allowed = FIELDS[field]
+    kind = type(default)
+    try:
+        value: Any = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"--sweep.{field} has {text!r}: it must be of type {kind.__name__}"
+        ) from error
+    if allowed and not allowed.holds(value):
+        raise UserError(f"--sweep.{field} has {text!r}: it must be {allowed.description}")
+    return value

@@ -1,0 +1,197 @@
+"""A whole sweep: rounds of trials, trained as populations, and what they leave behind."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxmnist import data
+from jaxmnist.config import Config, flatten, validate
+from jaxmnist.errors import UserError
+from jaxmnist.runs import report
+from jaxmnist.runs.cohort import Cohort
+from jaxmnist.runs.workdir import storage_errors
+from jaxmnist.sweeps import recipe
+from jaxmnist.sweeps.board import Board
+from jaxmnist.sweeps.folder import SweepDir
+from jaxmnist.sweeps.rounds import Options, Rounds, rungs_of
+from jaxmnist.sweeps.search import SAMPLERS, Order, Search
+from jaxmnist.sweeps.space import Choices, Space, configured
+
+
+def run(
+    config: Config,
+    space: Space,
+    workdir: Path,
+    options: Options,
+    *,
+    name: str,
+    command: str,
+    split: str,
+) -> list[dict[str, Any]]:
+    """Tries settings out of ``space`` and leaves everything in ``workdir``.
+
+    A workdir that holds the same sweep is taken up where it stopped.
+
+    Args:
+      config: what is fixed, and how many seeds a trial has.
+      space: what is varied.
+      workdir: folder for trials.jsonl, best.py, sweep.png and the study.
+      options: how.
+      name: of the recipe.
+      command: what was typed, for best.py.
+      split: the recipe's own, for best.py.
+
+    Returns:
+      What trials.jsonl holds.
+
+    Raises:
+      UserError: for settings, data or a workdir that cannot be used.
+      StorageError: when the disk fails or is full.
+      Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
+    """
+    validate(config)
+    order = _order(config, space, options)
+    _check_grid(config, space, order)
+    train_data, eval_data = data.load(config.dataset, config.split)
+    Cohort.of([config], len(train_data)).mesh()
+    description = _description(config, space, order, options)
+    with contextlib.ExitStack() as stack:
+        files = SweepDir(workdir, description)
+        stack.callback(files.close)
+        storage = options.storage or f"sqlite:///{files.path / 'study.db'}"
+        title = f"{name}-{_digest(description)}"
+        shared = options.storage is not None
+        search = Search(storage, title, order, files.worker, shared=shared)
+        board = Board(list(space.asked), config.num_epochs, order.trials)
+        report.say(_header(config, space, order, options, len(train_data), len(eval_data)))
+
+        def leave(records: Sequence[dict[str, Any]]) -> None:
+            best = _best(config, records)
+            text = recipe.text(config, best, len(records), command, split) if best else None
+            files.write_results(records, text)
+
+        rounds = Rounds(
+            config, order, options, files, search, board, (train_data, eval_data), leave
+        )
+        try:
+            with board:
+                rounds.run()
+        finally:
+            if records := search.records():
+                leave(records)
+                _draw(files.path / "sweep.png", records, config, space)
+        board.summary(records)
+        report.say(f"everything is in {files.path}")
+        return records
+
+
+def _order(config: Config, space: Space, options: Options) -> Order:
+    """What is wanted of the search.
+
+    Raises:
+      UserError: for options that do not fit each other or the space.
+    """
+    sampler = options.sampler or ("grid" if space.is_grid else "qmc")
+    if sampler not in SAMPLERS:
+        raise UserError(f"--sampler is {sampler!r}: it must be one of {', '.join(SAMPLERS)}")
+    for name in ("trials", "parallel", "max_params"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}: it must be 1 or more")
+    if options.halving is not None and options.halving < 2:
+        raise UserError(f"--halving is {options.halving}: it must be 2 or more")
+    if options.halving and "num_epochs" in space.asked:
+        raise UserError("--halving: all trials need the same number of epochs, do not sweep them")
+    trials = options.trials
+    if sampler == "grid":
+        if not space.is_grid:
+            ranges = [n for n, d in space.dimensions.items() if not isinstance(d, Choices)]
+            raise UserError(
+                f"--sampler is 'grid': {ranges[0]} has a range, give choices or another sampler"
+            )
+        if trials not in (None, space.size):
+            raise UserError(
+                f"--trials is {trials}: the grid has {space.size:.0f} points, leave it out or "
+                "choose another --sampler"
+            )
+        trials = int(space.size)
+    if trials is None:
+        raise UserError(f"--trials is missing: the sampler {sampler} needs to know how many")
+    if trials > space.size:
+        raise UserError(f"--trials is {trials}: there are only {space.size:.0f} different settings")
+    if trials > 1_000_000:
+        raise UserError(f"--trials is {trials}: at most 1,000,000")
+    return Order(space, sampler, trials, config.seed)
+
+
+def _check_grid(config: Config, space: Space, order: Order) -> None:
+    """Every point of a grid, before the first is trained."""
+    if order.sampler != "grid":
+        return
+    choices = [d.values for d in space.dimensions.values() if isinstance(d, Choices)]
+    for values in itertools.islice(itertools.product(*choices), 1000):
+        settings = space.settings(dict(zip(space.dimensions, values, strict=True)))
+        try:
+            validate(configured(config, settings))
+        except UserError as error:
+            shown = ", ".join(f"{field}={value}" for field, value in settings.items())
+            raise UserError(f"{error} (in the grid: {shown})") from error
+
+
+def _description(config: Config, space: Space, order: Order, options: Options) -> dict[str, Any]:
+    """What makes it this sweep: all that its results depend on but the number of trials."""
+    fixed = {
+        f"config.{field}": value
+        for field, value in flatten(config).items()
+        if field not in space.asked and not field.startswith(("mesh.", "checkpoint."))
+    }
+    varied = {f"--sweep.{field}": text for field, text in space.asked.items()}
+    how = {"--sampler": order.sampler, "--halving": options.halving}
+    how["--max_params"] = options.max_params
+    return fixed | varied | {name: value for name, value in how.items() if value is not None}
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    text = json.dumps(dict(description), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _header(
+    config: Config, space: Space, order: Order, options: Options, train: int, evaluated: int
+) -> str:
+    seeds = f"{config.num_seeds} seeds each" if config.num_seeds > 1 else "one seed each"
+    lines = [
+        f"sweep of {order.trials} trials ({order.sampler}), {seeds}, on {config.dataset}, "
+        f"{config.split}: {train:,} images to train, {evaluated:,} to evaluate",
+        *(f"  {field}: {text}" for field, text in space.asked.items()),
+    ]
+    if options.halving:
+        rungs = rungs_of(config.num_epochs, options.halving)
+        stops = ", ".join(str(epoch) for epoch in rungs[:-1])
+        lines.append(f"  the best 1/{options.halving} go on after {stops} of {rungs[-1]} epochs")
+    lines.append(f"on {report.device_name()}, jax {jax.__version__}")
+    return "\n".join(lines)
+
+
+def _best(config: Config, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best of those that have gone through all epochs."""
+    whole = [
+        record
+        for record in records
+        if record["epochs"] == record["settings"].get("num_epochs", config.num_epochs)
+    ]
+    return max(whole, key=lambda record: record["final_accuracy"]["mean"]) if whole else None
+
+
+def _draw(path: Path, records: Sequence[dict[str, Any]], config: Config, space: Space) -> None:
+    from jaxmnist.sweeps import plot  # matplotlib takes a second to import
+
+    title = f"{config.model}, {config.dataset}, {config.split}"
+    with storage_errors(path):
+        plot.draw(path, records, space, title)

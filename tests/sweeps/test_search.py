@@ -1,0 +1,223 @@
+"""The study: nothing is tried twice, nothing is lost, whoever asks and whoever dies."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from jaxmnist.errors import StorageError, UserError
+from jaxmnist.sweeps import search as search_lib
+from jaxmnist.sweeps.search import SAMPLERS, Order, Search, Trial
+from jaxmnist.sweeps.space import Space, parse
+
+GRID = parse({"dropout": "0,0.1,0.2", "optimizer.nesterov": "true,false"})
+RANGES = parse({"optimizer.learning_rate": "log:0.01..1", "batch_size": "16..64"})
+
+
+def order(space: Space = GRID, sampler: str = "grid", trials: int = 6, seed: int = 0) -> Order:
+    return Order(space, sampler, trials, seed)
+
+
+def opened(folder: Path, order: Order, worker: str = "a", *, shared: bool = False) -> Search:
+    return Search(f"sqlite:///{folder / 'study.db'}", "sweep", order, worker, shared=shared)
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def record(trial: Trial, accuracy: float = 99.0) -> dict[str, Any]:
+    return {"trial": trial.number, "final_accuracy": {"mean": accuracy}}
+
+
+def values(trials: list[Trial]) -> list[tuple]:
+    return [tuple(trial.values.values()) for trial in trials]
+
+
+def test_grid_comes_in_order_and_once(tmp_path: Path):
+    search = opened(tmp_path, order())
+    first = search.ask(4)
+    search.finish(1, record(first[1]), halved=False)
+    again = opened(tmp_path, order())
+    assert [trial.number for trial in again.mine()] == [0, 2, 3]
+    rest = again.ask(10)
+    expected = [(dropout, nesterov) for dropout in (0.0, 0.1, 0.2) for nesterov in (True, False)]
+    assert values(first + rest) == expected
+    assert again.ask(1) == []
+    assert not again.wait_for_others()
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
+def test_as_many_as_are_wanted_and_all_different(tmp_path: Path, sampler: str):
+    wanted = order(RANGES, sampler, 12)
+    search, trials = opened(tmp_path, wanted), []
+    for accuracy in range(6):
+        asked = search.ask(2)
+        for trial in asked:
+            search.report(trial.number, 1, accuracy)
+            search.finish(trial.number, record(trial, 90 + accuracy), halved=accuracy % 2 == 0)
+        trials += asked
+        search = opened(tmp_path, wanted)  # as after an interruption
+    assert len(trials) == len(set(values(trials))) == 12
+    assert search.ask(1) == []
+    assert all(0.01 <= t.values["optimizer.learning_rate"] <= 1 for t in trials)
+    assert all(t.values["batch_size"] in range(16, 65) for t in trials)
+    assert [found["trial"] for found in search.records()] == list(range(12))
+    states = [trial.state.name for trial in study(tmp_path).trials]
+    assert states == ["PRUNED", "PRUNED", "COMPLETE", "COMPLETE"] * 3
+
+
+def test_the_seed_decides(tmp_path: Path):
+    for name in "xyz":
+        (tmp_path / name).mkdir()
+    x, y, z = (
+        values(opened(tmp_path / name, order(RANGES, "random", 3, seed)).ask(3))
+        for name, seed in (("x", 1), ("y", 1), ("z", 2))
+    )
+    assert x == y != z
+
+
+def test_more_trials_may_be_wanted_later(tmp_path: Path):
+    assert len(opened(tmp_path, order(RANGES, "qmc", 3)).ask(5)) == 3
+    assert len(opened(tmp_path, order(RANGES, "qmc", 5)).ask(5)) == 2
+
+
+def test_a_refused_trial_makes_room_for_another(tmp_path: Path):
+    search = opened(tmp_path, order(RANGES, "random", 3))
+    (trial,) = search.ask(1)
+    search.refuse(trial.number)
+    assert len(search.ask(5)) == 3
+
+
+@pytest.mark.parametrize("space", [GRID, RANGES], ids=["grid", "ranges"])
+def test_what_was_cut_short_while_asking_is_not_lost(tmp_path: Path, space: Space):
+    """Killed between two of the values that a trial gets: a part of it is in the storage."""
+    wanted = order(space, "grid" if space is GRID else "random")
+    search = opened(tmp_path, wanted)
+    name, distribution = next(iter(search._distributions.items()))
+    search._study.ask({name: distribution})
+    again = opened(tmp_path, wanted)
+    assert again.mine() == []
+    trials = again.ask(10)
+    assert len(trials) == len(set(values(trials))) == 6
+    if space is GRID:
+        assert len(set(values(trials))) == GRID.size
+
+
+def test_a_result_that_was_told_stays(tmp_path: Path):
+    search = opened(tmp_path, order())
+    (trial,) = search.ask(1)
+    search.finish(trial.number, record(trial, 99.0), halved=False)
+    search.finish(trial.number, record(trial, 11.0), halved=False)
+    search.report(trial.number, 7, 11.0)
+    assert search.records() == [record(trial, 99.0)]
+    assert study(tmp_path).trials[0].intermediate_values == {}
+
+
+def test_two_workers_share_a_grid(tmp_path: Path):
+    a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
+    trials = a.ask(2) + b.ask(2) + a.ask(1) + b.ask(5) + a.ask(5)
+    assert sorted(values(trials)) == sorted(set(values(trials)))
+    assert len(trials) == 6
+    assert len(a.mine()) == 3
+    assert len(b.mine()) == 3
+
+
+def test_a_grid_that_two_began_at_once_is_tried_once(tmp_path: Path):
+    """Both found it empty: each point waits twice, and the later ones are dropped."""
+    a = opened(tmp_path, order(), "a", shared=True)
+    for point in [dict(t.system_attrs["fixed_params"]) for t in study(tmp_path).trials]:
+        a._study.enqueue_trial(point)
+    trials = a.ask(20)
+    assert len(trials) == len(set(values(trials))) == 6
+
+
+def test_of_two_that_asked_for_the_last_one_gets_it(tmp_path: Path):
+    wanted = order(RANGES, "random", 1)
+    a, b = (opened(tmp_path, wanted, worker, shared=True) for worker in "ab")
+    a._study.ask(a._distributions)  # and has not come to say whose it is
+    assert b.ask(1) == []
+
+
+def gone() -> int:
+    """The number of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+@pytest.mark.parametrize("how", ["process gone", "silent elsewhere"])
+def test_what_a_dead_worker_had_is_tried_by_another(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(search_lib, "_POLL", 0.01)
+    a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
+    lost, kept = a.ask(4), b.ask(4)
+    if how == "process gone":
+        monkeypatch.setattr(os, "getpid", gone)
+    else:
+        monkeypatch.setattr(search_lib.socket, "gethostname", lambda: "elsewhere")
+        monkeypatch.setattr(search_lib, "PATIENCE", 0.05)
+    a.beat()
+    monkeypatch.undo()
+    monkeypatch.setattr(search_lib, "_POLL", 0.01)
+    if how != "process gone":
+        monkeypatch.setattr(search_lib, "PATIENCE", 0.05)
+    for trial in kept:
+        b.finish(trial.number, record(trial), halved=False)
+    taken = []
+    while b.wait_for_others():
+        taken += b.ask(2)
+    assert sorted(values(taken)) == sorted(values(lost))
+    # It comes back: what it had is another's now.
+    for trial in lost:
+        a.finish(trial.number, record(trial, 11.0), halved=False)
+    for trial in taken:
+        b.finish(trial.number, record(trial), halved=False)
+    assert len(b.records()) == 6
+    assert {found["final_accuracy"]["mean"] for found in b.records()} == {99.0}
+
+
+def test_a_living_worker_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
+    asked = a.ask(6)
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        trial = asked[len(pauses) - 1]
+        a.finish(trial.number, record(trial), halved=False)
+
+    monkeypatch.setattr(search_lib.time, "sleep", pause)
+    assert not b.wait_for_others()
+    assert len(pauses) == 6
+    assert len(b.records()) == 6
+
+
+def test_a_journal_file_will_do(tmp_path: Path):
+    wanted = order(RANGES, "tpe", 4)
+    path = str(tmp_path / "study.journal")
+    searches = [Search(path, "sweep", wanted, worker, shared=True) for worker in "ab"]
+    for search in searches:
+        for trial in search.ask(2):
+            search.finish(trial.number, record(trial), halved=False)
+    assert len(searches[0].records()) == 4
+
+
+@pytest.mark.parametrize("storage", ["sqlite:////nowhere/x.db", "nosuch://x", "/nowhere/x.log"])
+def test_storages_that_cannot_be_used(storage: str):
+    with pytest.raises(UserError, match="--storage") as raised:
+        Search(storage, "sweep", order(), "a", shared=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_storage_that_fails_later_is_told(tmp_path: Path):
+    search = opened(tmp_path, order())
+    (tmp_path / "study.db").write_bytes(b"not a database any more" * 1000)
+    with pytest.raises(StorageError, match="storage failed") as raised:
+        search.ask(1)
+    assert "\n" not in str(raised.value)

@@ -29,6 +29,7 @@ from jaxmnist.training.programs import Programs, on_devices
 
 _MOST_REFUSED = 1000
 _MOST_BARREN = 5
+_LARGEST_ROUND = 1000
 _KEPT_PROGRAMS = 2
 
 
@@ -114,8 +115,8 @@ class Rounds:
         size = self._options.parallel or self._suitable()
         if halving := self._options.halving:
             size = max(size, halving**2)
-            if self._order.sampler != "tpe" and self._options.storage is None:
-                size = self._order.trials
+        if self._order.sampler != "tpe" and self._options.storage is None:
+            size = min(self._order.trials, _LARGEST_ROUND)  # so that those of one shape meet
         trials = [trial for trial in self._search.mine() if self._is_allowed(trial)]
         for _ in range(_MOST_BARREN):
             while len(trials) < size and (asked := self._search.ask(size - len(trials))):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from signals_in import signal_in_segment
 from workdirs import rows_of, without_timing
 
 from jaxmnist.config import Config, default_config
@@ -115,21 +116,6 @@ def tiny(idx_folder: Path, **fields: Any) -> Config:
 
 def chunks_of(steps: int) -> contextlib.AbstractContextManager:
     return target.form(target.current()._replace(chunk_steps=steps))
-
-
-@contextlib.contextmanager
-def signal_in_segment(number: int, sent: signal.Signals) -> Iterator[None]:
-    """The signal comes while the run trains its segment of this number, counted from 1."""
-    calls, train_segment = itertools.count(1), Programs.train
-
-    def train_and_hear(self: Programs, *args: Any):
-        if next(calls) == number:
-            signal.raise_signal(sent)
-        return train_segment(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Programs, "train", train_and_hear)
-        yield
 
 
 def stop(config: Config, workdir: Path, segment: int, sent: signal.Signals) -> str:

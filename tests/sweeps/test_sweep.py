@@ -1,0 +1,553 @@
+"""Whole sweeps, in process: what they try, what they leave behind, how they are taken up."""
+
+import contextlib
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from signals_in import signal_in_segment
+from workdirs import rows_of, without_timing
+
+from jaxmnist.config import Config, default_config, validate
+from jaxmnist.errors import Stopped, StorageError, UserError
+from jaxmnist.networks import target
+from jaxmnist.runs import assemble, train
+from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.runs.cohort import Cohort
+from jaxmnist.sweeps import rounds as rounds_lib
+from jaxmnist.sweeps import sweep
+from jaxmnist.sweeps.folder import SweepDir
+from jaxmnist.sweeps.rounds import Options, Rounds
+from jaxmnist.sweeps.search import Search
+from jaxmnist.sweeps.space import configured, parse
+from jaxmnist.training.programs import Programs
+
+Records = list[dict[str, Any]]
+RATES = "0.03,0.1,0.3"
+LEFT = {".lock", "best.py", "study.db", "sweep.json", "sweep.png", "trials.jsonl"}
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than most sweeps here; one test looks at them."""
+    monkeypatch.setattr(sweep, "_draw", lambda *_: None)
+
+
+def tiny(idx_folder: Path, **fields: Any) -> Config:
+    """Seven steps an epoch of a network of some hundred parameters, one device a member."""
+    config = default_config()
+    config.update_from_flattened_dict(
+        {
+            "model": "blocks",
+            "network.blocks": "3/4",
+            "network.padding": "1",
+            "dataset": str(idx_folder),
+            "num_epochs": 2,
+            "batch_size": 100,
+            "seed": 4,
+            "optimizer.learning_rate": 0.01,
+            "mesh.seed": 1,
+            "mesh.data": 1,
+        }
+        | fields
+    )
+    return config
+
+
+def run(config: Config, workdir: Path, asked: dict[str, str], **options: Any) -> Records:
+    return sweep.run(
+        config,
+        parse(asked),
+        workdir,
+        Options(**options),
+        name="tiny",
+        command="python -m jaxmnist.sweep …",
+        split="train/test",
+    )
+
+
+@contextlib.contextmanager
+def rows_heard() -> Iterator[list[dict[str, Any]]]:
+    """The rows of every epoch of every member."""
+    rows, hear = [], Rounds._hear
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rounds, "_hear", lambda self, new: (rows.extend(new), hear(self, new)))
+        yield rows
+
+
+def without_seconds(records: Records) -> Records:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+def written(workdir: Path) -> Records:
+    return [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    """The sweeps here share what is compiled for them."""
+    kept: dict[Any, Programs] = {}
+    make = Cohort.programs
+
+    def programs(self: Cohort, mesh: Any, *sets: Any) -> Programs:
+        key = assemble.shape(self.configs[0]), len(self), mesh, target.current()
+        if key in kept:
+            kept[key].populate(self.members())
+        else:
+            kept[key] = make(self, mesh, *sets)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cohort, "programs", programs)
+        yield
+
+
+@contextlib.contextmanager
+def programs_made() -> Iterator[list[int]]:
+    """The number of members of each ``Programs`` that is made."""
+    made, make = [], Cohort.programs
+
+    def count(self: Cohort, *args: Any) -> Programs:
+        made.append(len(self))
+        return make(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cohort, "programs", count)
+        yield made
+
+
+def test_each_member_of_a_grid_is_the_same_run_alone(idx_folder: Path, tmp_path: Path):
+    """Three learning rates, two rotations, two seeds: twelve networks, one program, bit for bit."""
+    config = tiny(idx_folder, num_seeds=2, dropout=0.1, label_smoothing=0.05)
+    asked = {"optimizer.learning_rate": RATES, "augment.rotate_degrees": "5,10"}
+    with rows_heard() as kept, programs_made() as made:
+        records = run(config, tmp_path / "sweep", asked, parallel=6)
+    assert made == [12]
+    assert [record["trial"] for record in records] == list(range(6))
+    assert len(kept) == 24
+    for record in records:
+        config_alone = configured(config, record["settings"])
+        workdir = tmp_path / str(record["trial"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "_draw", lambda *_: None)
+            summary = train.run(config_alone, workdir)
+        assert record["final_accuracy"] == summary["final_accuracy"]
+        assert record["best_accuracy"] == summary["best_accuracy"]
+        assert record["params"] == summary["params"]
+        assert record["receptive_field"] == summary["receptive_field"]
+        in_sweep = [
+            {key: value for key, value in row.items() if key != "trial"}
+            for row in kept
+            if row["trial"] == record["trial"]
+        ]
+        assert without_timing(in_sweep) == without_timing(rows_of(workdir))
+    losses = {row["train_loss"] for row in kept}
+    assert len(losses) == 24, "different members must differ"
+
+
+def test_what_is_left(idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    workdir = tmp_path / "sweep"
+    config = tiny(idx_folder, num_seeds=2)
+    records = run(config, workdir, {"optimizer.learning_rate": RATES})
+    assert written(workdir) == records
+    assert {path.name for path in workdir.iterdir()} == LEFT - {"sweep.png"}
+    for number, (record, rate) in enumerate(zip(records, (0.03, 0.1, 0.3), strict=True)):
+        assert record["trial"] == number
+        assert record["settings"] == {"optimizer.learning_rate": rate}
+        assert record["epochs"] == 2
+        assert record["seconds"] > 0
+        assert set(record["final_accuracy"]) == {"mean", "sd", "min", "max", "ci95"}
+        assert record["final_accuracy"]["min"] < record["final_accuracy"]["max"]
+    said = capsys.readouterr().out
+    assert re.search(r"^trial 2: \d+\.\d\d ± \d+\.\d\d %, 199 parameters, ", said, re.M)
+    assert "optimizer.learning_rate=0.3 (3 of 3)" in said
+
+
+def test_the_best_is_a_recipe(idx_folder: Path, tmp_path: Path):
+    """Of all that were trained to the end; it trains as the trial did."""
+    workdir = tmp_path / "sweep"
+    config = tiny(idx_folder)
+    records = run(config, workdir, {"optimizer.learning_rate": RATES})
+    best = max(records, key=lambda record: record["final_accuracy"]["mean"])
+    module: dict[str, Any] = {}
+    exec(compile((workdir / "best.py").read_text(), "best.py", "exec"), module)
+    recipe = module["get_config"]()
+    validate(recipe)
+    expected = configured(config, best["settings"])
+    assert recipe.to_json() == expected.to_json()
+    said = " ".join(module["__doc__"].split())
+    assert f"Trial {best['trial']} of a sweep" in said
+    assert "python -m jaxmnist.sweep …" in said
+    assert f"{best['final_accuracy']['mean']:.3f} % (n = 1" in said
+    assert max(map(len, (workdir / "best.py").read_text().splitlines())) <= 100
+
+
+def test_the_picture(idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    asked = {"optimizer.learning_rate": "log:0.001..0.1", "network.blocks": "2..4/4..6"}
+    run(tiny(idx_folder, num_epochs=1), tmp_path / "sweep", asked, trials=3)
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == LEFT
+    assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_sweep_is_only_reported(idx_folder: Path, tmp_path: Path):
+    workdir, asked = tmp_path / "sweep", {"optimizer.learning_rate": RATES}
+    records = run(tiny(idx_folder), workdir, asked)
+    (workdir / "trials.jsonl").unlink()
+    with programs_made() as made:
+        assert run(tiny(idx_folder), workdir, asked) == records
+    assert made == []
+    assert written(workdir) == records
+
+
+def test_a_sweep_may_grow(idx_folder: Path, tmp_path: Path):
+    workdir, asked = tmp_path / "sweep", {"optimizer.learning_rate": "log:0.001..0.1"}
+    few = run(tiny(idx_folder), workdir, asked, trials=2)
+    more = run(tiny(idx_folder), workdir, asked, trials=3)
+    assert more[:2] == few
+    assert len(more) == 3
+
+
+# Interruptions.
+
+GRID = {"optimizer.learning_rate": RATES, "augment.rotate_degrees": "5,10"}
+
+
+@pytest.fixture
+def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four trials and two."""
+    monkeypatch.setattr(rounds_lib, "_LARGEST_ROUND", 4)
+
+
+@pytest.fixture(scope="module")
+def whole(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """The sweep of GRID without any interruption."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "_draw", lambda *_: None)
+        return run(tiny(idx_folder), tmp_path_factory.mktemp("whole") / "s", GRID, parallel=2)
+
+
+@pytest.mark.parametrize("segment", [1, 3, 6])  # of four in each of three populations
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("small_rounds")
+def test_stopped_and_taken_up(
+    idx_folder: Path, tmp_path: Path, whole: Records, segment: int, sent: signal.Signals
+):
+    workdir = tmp_path / "sweep"
+    with signal_in_segment(segment, sent), pytest.raises(Stopped, match="everything is saved"):
+        run(tiny(idx_folder), workdir, GRID, parallel=2)
+    assert (workdir / "round.json").exists()
+    records = run(tiny(idx_folder), workdir, GRID, parallel=2)
+    assert without_seconds(records) == without_seconds(whole)
+    assert {path.name for path in workdir.iterdir()} == LEFT - {"sweep.png"}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process in the middle of something."""
+
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "asked, not noted": (SweepDir, "begin_round"),
+    "noted, not trained": (Rounds, "_train"),
+    "trained, not told": (Search, "finish"),
+    "told, round not ended": (SweepDir, "end_round"),
+    "reported": (Search, "report"),
+    "saving": (Checkpoints, "save"),
+    "asking": (Search, "ask"),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "after"),
+    [
+        (2, False),
+        *(
+            pytest.param(call, after, marks=pytest.mark.long)
+            for call, after in ((1, False), (1, True), (2, True), (3, False), (3, True))
+        ),
+    ],
+)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.usefixtures("small_rounds")
+def test_killed_and_taken_up(
+    idx_folder: Path, tmp_path: Path, whole: Records, place: str, call: int, after: bool
+):
+    """Before and after each thing that is written, in the first rounds."""
+    owner, name = PLACES[place]
+    function, calls = getattr(owner, name), []
+
+    def die(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call and not after:
+            raise Killed
+        result = function(*args, **options)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    workdir = tmp_path / "sweep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, die)
+        with pytest.raises(Killed):
+            run(tiny(idx_folder), workdir, GRID, parallel=2)
+    records = run(tiny(idx_folder), workdir, GRID, parallel=2)
+    assert without_seconds(records) == without_seconds(whole)
+    assert {path.name for path in workdir.iterdir()} == LEFT - {"sweep.png"}
+
+
+@pytest.mark.parametrize("damage", ["round.json", "trials.jsonl", "populations"])
+@pytest.mark.usefixtures("small_rounds")
+def test_what_is_damaged_is_made_again(
+    idx_folder: Path, tmp_path: Path, whole: Records, damage: str
+):
+    workdir = tmp_path / "sweep"
+    with signal_in_segment(6, signal.SIGINT), pytest.raises(Stopped):
+        run(tiny(idx_folder), workdir, GRID, parallel=2)
+    if damage == "populations":
+        for file in (workdir / damage).rglob("d/*"):
+            file.write_bytes(file.read_bytes()[:10])
+    else:
+        (workdir / damage).write_text('{"half')
+    records = run(tiny(idx_folder), workdir, GRID, parallel=2)
+    assert without_seconds(records) == without_seconds(whole)
+
+
+def test_a_full_disk_is_told_and_survived(
+    idx_folder: Path, tmp_path: Path, whole: Records, monkeypatch: pytest.MonkeyPatch
+):
+    workdir = tmp_path / "sweep"
+    results = SweepDir.write_results
+
+    def full(*_: Any) -> None:
+        raise StorageError("no space")
+
+    monkeypatch.setattr(SweepDir, "write_results", full)
+    with pytest.raises(StorageError):
+        run(tiny(idx_folder), workdir, GRID, parallel=2)
+    monkeypatch.setattr(SweepDir, "write_results", results)
+    records = run(tiny(idx_folder), workdir, GRID, parallel=2)
+    assert without_seconds(records) == without_seconds(whole)
+
+
+# Rounds: shapes, sizes, halving.
+
+
+def test_each_shape_is_compiled_once(idx_folder: Path, tmp_path: Path):
+    asked = {"batch_size": "50,100", "optimizer.learning_rate": RATES + ",0.2"}
+    with programs_made() as made:
+        records = run(tiny(idx_folder), tmp_path / "sweep", asked, parallel=4)
+    assert made == [4, 4]
+    assert len(records) == 8
+
+
+def test_off_and_on_are_two_shapes(idx_folder: Path, tmp_path: Path):
+    asked = {"dropout": "0,0.1,0.2", "label_smoothing": "0.1"}
+    with programs_made() as made:
+        records = run(tiny(idx_folder), tmp_path / "sweep", asked, parallel=3)
+    assert sorted(made) == [1, 2]
+    assert [record["settings"]["dropout"] for record in records] == [0.0, 0.1, 0.2]
+
+
+def halved_epochs(records: Records) -> list[int]:
+    return sorted(record["epochs"] for record in records)
+
+
+def test_halving(idx_folder: Path, tmp_path: Path):
+    """Of six, three go on after a quarter, two after half; with the numbers of the whole sweep."""
+    asked = {"optimizer.learning_rate": "0.01,0.03,0.1,0.2,0.3,0.5"}
+    config = tiny(idx_folder, num_epochs=8, **{"schedule.name": "onecycle"})
+    with rows_heard() as rows:
+        full = run(config, tmp_path / "full", asked, parallel=6)
+    halved = run(config, tmp_path / "halved", asked, parallel=2, halving=2)
+    assert halved_epochs(halved) == [2, 2, 2, 4, 8, 8]
+    for one, other in zip(halved, full, strict=True):
+        assert one["settings"] == other["settings"]
+        if one["epochs"] == 8:
+            assert without_seconds([one]) == without_seconds([other])
+
+    def accuracies(epoch: int, trials: set[int]) -> list[float]:
+        wanted = (row for row in rows if row["epoch"] == epoch and row["trial"] in trials)
+        return [row["eval_accuracy"] for row in wanted]
+
+    for epoch, there, kept in ((2, 0, 2), (4, 2, 4)):
+        alive = {record["trial"] for record in halved if record["epochs"] > there}
+        chosen = {record["trial"] for record in halved if record["epochs"] > kept}
+        assert min(accuracies(epoch, chosen)) >= max(accuracies(epoch, alive - chosen))
+
+
+@pytest.mark.parametrize("segment", [3, 5, 9])
+def test_halving_is_taken_up(idx_folder: Path, tmp_path: Path, segment: int):
+    asked = {"optimizer.learning_rate": "0.03,0.1,0.2,0.3"}
+    config = tiny(idx_folder, num_epochs=4)
+    options = {"parallel": 2, "halving": 2}
+    expected = run(config, tmp_path / "whole", asked, **options)
+    with signal_in_segment(segment, signal.SIGTERM), pytest.raises(Stopped):
+        run(config, tmp_path / "sweep", asked, **options)
+    assert without_seconds(run(config, tmp_path / "sweep", asked, **options)) == without_seconds(
+        expected
+    )
+
+
+def test_larger_networks_are_not_trained(idx_folder: Path, tmp_path: Path):
+    asked = {"network.blocks": "2..6/4..8", "network.head": "linear,avgmax"}
+    records = run(
+        tiny(idx_folder, num_epochs=1),
+        tmp_path / "sweep",
+        asked,
+        trials=4,
+        sampler="random",
+        max_params=300,
+    )
+    assert len(records) == 4
+    assert all(record["params"] <= 300 for record in records)
+    assert len({json.dumps(record["settings"]) for record in records}) == 4
+
+
+def test_none_small_enough(idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rounds_lib, "_MOST_REFUSED", 20)
+    asked = {"network.blocks": "100..200/4..8"}
+    with pytest.raises(UserError, match=r"20 trials in a row .* more than --max_params 50"):
+        run(tiny(idx_folder), tmp_path / "s", asked, trials=4, max_params=50, sampler="random")
+
+
+def test_divergence_is_a_result(idx_folder: Path, tmp_path: Path):
+    """A member that diverges does not stop the others, nor change them."""
+    config = tiny(idx_folder)
+    expected = run(config, tmp_path / "a", {"optimizer.learning_rate": "0.01,0.03"}, parallel=2)
+    asked = {"optimizer.learning_rate": "0.01,1e30,0.03"}
+    records = run(config, tmp_path / "b", asked, parallel=3)
+    assert records[1]["final_accuracy"]["mean"] < 30
+    for one, other in ((records[0], expected[0]), (records[2], expected[1])):
+        assert one["final_accuracy"] == other["final_accuracy"]
+
+
+def test_tpe_learns_from_what_it_tried(idx_folder: Path, tmp_path: Path):
+    records = run(
+        tiny(idx_folder, num_epochs=1),
+        tmp_path / "sweep",
+        {"optimizer.learning_rate": "log:1e-6..0.3"},
+        trials=16,
+        sampler="tpe",
+    )
+    rates = [record["settings"]["optimizer.learning_rate"] for record in records]
+    assert len(set(rates)) == 16
+    assert np.median(np.log(rates[10:])) > np.median(np.log(rates[:10]))
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "words"),
+    [
+        (GRID, {"trials": 5}, "--trials is 5: the grid has 6 points"),
+        (GRID, {"trials": 7}, "--trials is 7: the grid has 6 points"),
+        (GRID, {"trials": 7, "sampler": "random"}, "there are only 6 different settings"),
+        (GRID, {"sampler": "magic"}, "--sampler is 'magic': it must be one of grid, random"),
+        (GRID, {"parallel": 0}, "--parallel is 0"),
+        (GRID, {"halving": 1}, "--halving is 1: it must be 2 or more"),
+        (GRID, {"max_params": -5}, "--max_params is -5"),
+        ({"dropout": "0..0.5"}, {}, "--trials is missing"),
+        ({"dropout": "0..0.5"}, {"trials": 0}, "--trials is 0"),
+        ({"dropout": "0..0.5"}, {"trials": 3, "sampler": "grid"}, "dropout has a range"),
+        ({"batch_size": "10..12"}, {"trials": 4}, "there are only 3 different settings"),
+        ({"num_epochs": "1,2"}, {"halving": 2}, "do not sweep them"),
+        ({"model": "model3,compact"}, {}, "in the grid: model=model3"),
+        ({"batch_size": "50,300"}, {"storage": "nosuch://x"}, "--storage nosuch://x"),
+    ],
+)
+def test_refused(
+    idx_folder: Path, tmp_path: Path, asked: dict[str, str], options: dict[str, Any], words: str
+):
+    with pytest.raises(UserError, match=re.escape(words)) as raised:
+        run(tiny(idx_folder), tmp_path / "sweep", asked, **options)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "sweep").exists() or "storage" in options
+
+
+def spoil_description(workdir: Path) -> None:
+    (workdir / "sweep.json").write_text("{}")
+
+
+def other_things(workdir: Path) -> None:
+    (workdir / "sweep.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields", "options", "words"),
+    [
+        ({"optimizer.learning_rate": "0.1,0.2"}, {}, {}, "--sweep.optimizer.learning_rate is"),
+        ({"optimizer.momentum": RATES}, {}, {}, "is missing there and"),
+        ({"optimizer.learning_rate": RATES}, {"num_epochs": 3}, {}, "config.num_epochs is 2 there"),
+        (
+            {"optimizer.learning_rate": RATES},
+            {},
+            {"halving": 2},
+            "--halving is missing there and 2",
+        ),
+    ],
+)
+def test_another_sweep_on_the_same_workdir(
+    idx_folder: Path,
+    tmp_path: Path,
+    asked: dict[str, str],
+    fields: dict[str, Any],
+    options: dict[str, Any],
+    words: str,
+):
+    workdir = tmp_path / "sweep"
+    records = run(tiny(idx_folder), workdir, {"optimizer.learning_rate": RATES})
+    with pytest.raises(UserError, match=re.escape(words)) as raised:
+        run(tiny(idx_folder, **fields), workdir, asked, **options)
+    assert "holds another sweep" in str(raised.value)
+    assert written(workdir) == records
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_description, "is not a sweep's description"),
+        (other_things, "holds other things than a sweep"),
+    ],
+)
+def test_workdirs_of_something_else(
+    idx_folder: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str
+):
+    workdir, asked = tmp_path / "sweep", {"optimizer.learning_rate": "0.1"}
+    run(tiny(idx_folder, num_epochs=1), workdir, asked)
+    spoil(workdir)
+    with pytest.raises(UserError, match=words):
+        run(tiny(idx_folder, num_epochs=1), workdir, asked)
+
+
+def test_locked_while_it_runs(idx_folder: Path, tmp_path: Path):
+    with (
+        contextlib.closing(SweepDir(tmp_path / "sweep", {})),
+        pytest.raises(UserError, match="in use by another process"),
+    ):
+        run(tiny(idx_folder), tmp_path / "sweep", GRID)
+
+
+def test_a_run_does_not_go_into_a_sweep(idx_folder: Path, tmp_path: Path):
+    run(tiny(idx_folder, num_epochs=1), tmp_path / "sweep", {"optimizer.learning_rate": "0.1"})
+    with pytest.raises(UserError, match="holds other things than a run"):
+        train.run(tiny(idx_folder), tmp_path / "sweep")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_members_are_spread_over_devices(idx_folder: Path, tmp_path: Path):
+    """Four devices for six trials: three share them evenly; the same results but for rounding."""
+    config = tiny(idx_folder, **{"mesh.seed": 0})
+    alone = run(tiny(idx_folder), tmp_path / "alone", GRID, parallel=6)
+    spread = run(config, tmp_path / "spread", GRID, parallel=6)
+    for one, other in zip(spread, alone, strict=True):
+        assert one["final_accuracy"]["mean"] == pytest.approx(
+            other["final_accuracy"]["mean"], abs=1
+        )

@@ -41,10 +41,25 @@ def hardware() -> str:
 # jaxmnist.
 
 
-def jaxmnist(config: Config, train: data.Dataset, steps: int) -> Run:
-    """The programs that ``python -m jaxmnist.main`` runs, for ``config.num_seeds`` seeds."""
-    config.steps_per_epoch = steps
-    cohort = Cohort.of([config], len(train))
+def other_settings(config: Config, count: int) -> list[Config]:
+    """As many runs, of one seed each, in which all numbers differ."""
+    configs = []
+    for number in range(count):
+        config = config.copy_and_resolve_references()
+        config.num_seeds, config.seed = 1, number
+        config.optimizer.learning_rate *= 0.99
+        config.label_smoothing *= 0.99
+        config.augment.rotate_degrees *= 0.99
+        configs.append(config)
+    return configs
+
+
+def jaxmnist(configs: Config | list[Config], train: data.Dataset, steps: int) -> Run:
+    """The programs of ``jaxmnist.main``, for all seeds of a run, or of a sweep's population."""
+    configs = configs if isinstance(configs, list) else [configs]
+    for config in configs:
+        config.steps_per_epoch = steps
+    cohort = Cohort.of(configs, len(train))
     evaluation = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # compiled, not run
     programs = cohort.programs(cohort.mesh(), train, evaluation)
     states = programs.init()

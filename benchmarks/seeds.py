@@ -1,6 +1,9 @@
-"""Images per second in total against the number of seeds that train in one program.
+"""Images per second in total against the number of networks that train in one program.
 
-    python benchmarks/seeds.py [--recipe model3] [--seeds 1 4 16 64 256] [--repeats 5]
+    python benchmarks/seeds.py [--recipe model3] [--seeds 1 4 16 64 256] [--settings 16]
+                               [--repeats 5]
+
+``--seeds`` differ in their seeds alone, ``--settings`` in all numbers of the recipe.
 
 Beside them the fastest of PyTorch's variants (see torch_peers.py): one seed in one process, and on
 a CPU a seed in each of as many processes as there are cores, of one thread each.
@@ -50,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Images/s against the number of seeds.")
     parser.add_argument("--recipe", default="model3", choices=list(published.load_all()))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4, 16, 64, 256])
+    parser.add_argument("--settings", type=int, nargs="*", default=[16])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
@@ -61,7 +65,9 @@ def main() -> None:
     print(f"{arguments.recipe}, {arguments.precision}, {today}, {peers.hardware()}")
     print(f"jax {jax.__version__}, torch {torch.__version__}; {arguments.repeats} repeats")
     print("thousand images/s of all seeds together\n")
-    print("| seeds | devices, seed × data | median | spread | times PyTorch | device memory, MB |")
+    print(
+        "| networks | devices, seed × data | median | spread | times PyTorch | device memory, MB |"
+    )
     print("| --: | --- | --: | --- | --: | --: |")
     steps = 32
     images, cores = steps * config.batch_size, torch.get_num_threads()
@@ -78,19 +84,23 @@ def main() -> None:
         if torch_rates:
             best = max(torch_rates, key=lambda name: statistics.median(torch_rates[name]))
             best_rate = max(best_rate, statistics.median(torch_rates[best]))
-            print(f"| {seeds} | PyTorch, {best} | {_cells(torch_rates[best])} | | |", flush=True)
-    for num_seeds in arguments.seeds:
+            print(
+                f"| {seeds} seeds | PyTorch, {best} | {_cells(torch_rates[best])} | | |", flush=True
+            )
+    counts = [(count, "seeds") for count in arguments.seeds]
+    for count, differing in [*counts, *((n, "settings") for n in arguments.settings)]:
         config = peers.load_config(arguments.recipe)
-        config.num_seeds, config.precision = num_seeds, arguments.precision
+        config.num_seeds, config.precision = count, arguments.precision
         mesh = assemble.mesh(config).shape
         # On a CPU a step of hundreds of seeds takes seconds, and fewer will do.
-        steps = max(2, 2 * target.current().steps_of(num_seeds))
-        images = steps * config.batch_size * num_seeds
-        found = rates(peers.jaxmnist(config, train, steps), images, arguments.repeats)
+        steps = max(2, 2 * target.current().steps_of(count))
+        images = steps * config.batch_size * count
+        run = config if differing == "seeds" else peers.other_settings(config, count)
+        found = rates(peers.jaxmnist(run, train, steps), images, arguments.repeats)
         ratio = statistics.median(found) / best_rate
         devices = f"{mesh[parallel.SEED]} × {mesh[parallel.DATA]}"
-        row = f"| {num_seeds} | {devices} | {_cells(found)} | {ratio:.1f} | {_peak_memory()} |"
-        print(row, flush=True)
+        cells = f"{devices} | {_cells(found)} | {ratio:.1f} | {_peak_memory()}"
+        print(f"| {count} {differing} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

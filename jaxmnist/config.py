@@ -150,6 +150,22 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def complete(config: Config) -> None:
+    """Adds the fields that ``config``, written by an older version, lacks, with their defaults."""
+    _complete(config, default_config())
+
+
+def _complete(config: Config, defaults: Config) -> None:
+    with config.unlocked():
+        for name, default in defaults.items():
+            if name not in config:
+                config[name] = default
+            elif isinstance(default, ml_collections.ConfigDict) and isinstance(
+                config[name], ml_collections.ConfigDict
+            ):
+                _complete(config[name], default)
+
+
 def validate(config: Config) -> None:
     """Checks every field by itself and those that depend on each other.
 

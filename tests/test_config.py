@@ -13,6 +13,7 @@ from jaxmnist.config import (
     FIELDS,
     Config,
     architecture,
+    complete,
     default_config,
     did_you_mean,
     flatten,
@@ -194,6 +195,19 @@ def test_missing_field_is_named(name: str):
     with config.unlocked():
         del (config[groups[0]] if groups else config)[leaf]
     assert message(config).startswith(f"config.{name} is missing: ")
+
+
+def test_what_an_older_version_lacks_is_its_default():
+    config = default_config()
+    config.num_epochs = 3
+    with config.unlocked():
+        del config["network"]
+        del config.optimizer["momentum"]
+    complete(config)
+    validate(config)
+    expected = default_config()
+    expected.num_epochs = 3
+    assert flatten(config) == flatten(expected)
 
 
 def test_scalar_in_the_place_of_a_group_is_refused():

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from commands import fresh_main
+from commands import fresh
 from hypothesis import strategies as st
 
 from jaxmnist import config, convert, data
@@ -304,7 +304,7 @@ def check_config(given: config.Config) -> bool:
 
 
 def parse(arguments: list[str]) -> bool:
-    module, argv = fresh_main(), ["jaxmnist.main", *arguments]
+    module, argv = fresh("main"), ["jaxmnist.main", *arguments]
     with mock.patch.object(sys, "argv", argv):  # ml_collections looks there
         module._parse(argv)
     return check_config(module._RECIPE.value)

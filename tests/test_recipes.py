@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from commands import fresh_main
+from commands import fresh
 
 from jaxmnist import __version__, published, recipes
 from jaxmnist.config import Config, flatten
@@ -33,7 +33,7 @@ def recipe_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
 
     def parse(*args: str) -> Config:
-        main, argv = fresh_main(), ["main", *args]
+        main, argv = fresh("main"), ["main", *args]
         monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks there
         main._parse(argv)
         return main._RECIPE.value

@@ -180,8 +180,11 @@ def _published_curve(axes: Axes, published: Rows, key: str, colour: str) -> None
         line.set(label=f"{key.split('_')[0]}, published", clip_on=False)
 
 
-def accuracy_axis(axes: Axes, drawn: np.ndarray) -> None:
-    """Makes the vertical axis logarithmic in the error rate, around the accuracies ``drawn``."""
+def accuracy_axis(axes: Axes, drawn: np.ndarray, *, close: bool = False) -> None:
+    """Makes the vertical axis logarithmic in the error rate, around the accuracies ``drawn``.
+
+    ``close``: with little room around them, and a label at every tick.
+    """
 
     def height(accuracy: np.ndarray) -> np.ndarray:
         return -np.log10(np.maximum(100 - accuracy, ERROR_FLOOR))
@@ -193,7 +196,12 @@ def accuracy_axis(axes: Axes, drawn: np.ndarray) -> None:
     axes.yaxis.set_minor_locator(FixedLocator(minor))
     error = np.maximum(100 - drawn, ERROR_FLOOR)
     # The margins together span the widest gap between ticks: even a single point has one near.
-    axes.set_ylim(100 - 1.6 * error.max(), 100 - error.min() / 1.6)
+    room = 1.6
+    if close:
+        room = 1.15
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="minor", labelsize=8)
+    axes.set_ylim(100 - room * error.max(), 100 - error.min() / room)
     axes.set_ylabel("accuracy (%), error rate on a log scale")
 
 

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from scipy import special  # scipy.stats would take half a second to import
 
-from jaxmnist.config import Config, flatten, validate
+from jaxmnist.config import Config, complete, flatten, validate
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.training import hosts, optim
 
@@ -201,7 +201,9 @@ def read_config(path: Path) -> Config:
 
 def _read_config(file: Path, remedy: str) -> Config:
     try:
-        return ml_collections.ConfigDict(json.loads(file.read_text()))
+        config = ml_collections.ConfigDict(json.loads(file.read_text()))
+        complete(config)
+        return config
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not a run's configuration: {remedy}") from error
 

@@ -43,9 +43,12 @@ def _shown(value: Any) -> str:
 class Board:
     """Hears of a sweep's progress; see ``fit.Progress``."""
 
-    def __init__(self, fields: Sequence[str], num_epochs: int, trials: int):
+    def __init__(
+        self, fields: Sequence[str], num_epochs: int, trials: int, records: Sequence[Record]
+    ):
+        """``records``: what there is already."""
         self._fields, self._num_epochs, self._trials = fields, num_epochs, trials
-        self._records: Sequence[Record] = ()
+        self._records = records
         self._line, self._images, self._since = "", 0, time.monotonic()
         console = Console(file=sys.stdout)
         self._live = Live(

@@ -31,7 +31,7 @@ def draw(path: Path, records: Sequence[Record], space: Space, title: str) -> Non
     whole = [record for record in records if record["epochs"] == last]
     best = max(whole, key=lambda record: record["final_accuracy"]["mean"])
     panels = len(fields) + (len(fields) == 2)
-    columns = min(panels, _COLUMNS)
+    columns = 2 if panels == 4 else min(panels, _COLUMNS)
     rows = -(-panels // columns)
     figure = Figure(figsize=(max(6, 4.6 * columns), 0.6 + 3.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -65,7 +65,8 @@ def _panel(
         axes.plot([x, x], [found["mean"] - reach, found["mean"] + reach], c=colour, lw=1, alpha=0.4)
         axes.plot(x, found["mean"], "o", c=colour, ms=5, zorder=3)
     bounds = [record["final_accuracy"][end] for record in records for end in ("min", "max")]
-    accuracy_axis(axes, np.array(bounds))
+    errors = 100 - np.array(bounds)
+    accuracy_axis(axes, 100 - errors, close=bool(errors.max() < 4 * errors.min()))
     tidy(axes)
 
 
@@ -75,7 +76,9 @@ def _axis(
     """Prepares the axis ``name`` for a field; says where a record lies along it."""
     label, dimension = field, space.dimensions.get(field)
     if isinstance(dimension, Range):
-        getattr(axes, f"set_{name}scale")("log" if dimension.log else "linear")
+        if dimension.log:
+            getattr(axes, f"set_{name}scale")("log")
+            getattr(axes, f"{name}axis").set_major_formatter("{x:g}")
 
         def place(record: Record) -> float:
             return record["settings"][field]

@@ -23,11 +23,13 @@ def text(config: Config, best: Mapping[str, Any], trials: int, command: str, spl
     """
     found, seeds = best["final_accuracy"], config.num_seeds
     spread = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
+    which = f"seed {config.seed}"
+    if seeds > 1:
+        which = f"seeds {config.seed} to {config.seed + seeds - 1}"
     said = (
         f"Accuracy in the sweep, on {config.dataset}, {config.split}, final epoch: "
-        f"{found['mean']:.3f}{spread} % (n = {seeds}, seeds {config.seed} to "
-        f"{config.seed + seeds - 1}). It was chosen by this figure, as the best of {trials}: other "
-        "seeds will do a little worse."
+        f"{found['mean']:.3f}{spread} % (n = {seeds}, {which}). It was chosen by this figure, as "
+        f"the best of {trials}: other seeds will do a little worse."
     )
     lines = [
         f'"""Trial {best["trial"]} of a sweep: {best["params"]:,} parameters, receptive field '

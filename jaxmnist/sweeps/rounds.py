@@ -140,7 +140,7 @@ class Rounds:
         if not reason:
             self._refused = 0
             return True
-        self._search.refuse(trial.number)
+        self._search.refuse(trial.number, reason)
         self._refused += 1
         if self._refused >= _MOST_REFUSED:
             raise UserError(f"{_MOST_REFUSED} trials in a row cannot be trained: {reason}")
@@ -267,10 +267,10 @@ class Rounds:
             "epochs": rows[-1]["epoch"],
             "seconds": outcome.seconds,
         }
-        self._search.finish(trial.number, record, halved=halved)
-        records = self._search.records()
-        self._leave(records)
-        self._board.finished(record, records)
+        if self._search.finish(trial.number, record, halved=halved):
+            records = self._search.records()
+            self._leave(records)
+            self._board.finished(record, records)
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -189,15 +189,18 @@ class Search:
             if not trial.state.is_finished() and epoch not in trial.intermediate_values:
                 optuna.trial.Trial(self._study, trial._trial_id).report(accuracy, epoch)
 
-    def finish(self, number: int, record: Mapping[str, Any], *, halved: bool) -> None:
-        """Tells the result of a trial, unless another worker has taken it over.
+    def finish(self, number: int, record: Mapping[str, Any], *, halved: bool) -> bool:
+        """Tells the result of a trial, unless it is told already or another's by now.
 
         ``halved`` trials were stopped before the last epoch.
+
+        Returns:
+          Whether it was told.
         """
         with _storage_errors():
             trial = self._trials()[number]
             if trial.state.is_finished():
-                return
+                return False
             try:
                 handle = optuna.trial.Trial(self._study, trial._trial_id)
                 handle.set_user_attr(_RECORD, json.dumps(record, allow_nan=False))
@@ -206,11 +209,14 @@ class Search:
                 else:
                     self._told.tell(number, record["final_accuracy"]["mean"])
             except optuna.exceptions.UpdateFinishedTrialError:
-                pass
+                return False
+            return True
 
-    def refuse(self, number: int) -> None:
+    def refuse(self, number: int, reason: str) -> None:
         """Ends a trial that is not to be trained; another one takes its place."""
         with _storage_errors():
+            trial = optuna.trial.Trial(self._study, self._trials()[number]._trial_id)
+            trial.set_user_attr("refused", reason)
             self._end(number)
 
     def records(self) -> list[dict[str, Any]]:

@@ -68,8 +68,11 @@ def run(
         title = f"{name}-{_digest(description)}"
         shared = options.storage is not None
         search = Search(storage, title, order, files.worker, shared=shared)
-        board = Board(list(space.asked), config.num_epochs, order.trials)
+        before = search.records()
+        board = Board(list(space.asked), config.num_epochs, order.trials, before)
         report.say(_header(config, space, order, options, len(train_data), len(eval_data)))
+        if before:
+            report.say(f"goes on: {len(before)} of {order.trials} trials are finished")
 
         def leave(records: Sequence[dict[str, Any]]) -> None:
             best = _best(config, records)

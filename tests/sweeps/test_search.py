@@ -89,8 +89,9 @@ def test_more_trials_may_be_wanted_later(tmp_path: Path):
 def test_a_refused_trial_makes_room_for_another(tmp_path: Path):
     search = opened(tmp_path, order(RANGES, "random", 3))
     (trial,) = search.ask(1)
-    search.refuse(trial.number)
+    search.refuse(trial.number, "too large")
     assert len(search.ask(5)) == 3
+    assert study(tmp_path).trials[0].user_attrs["refused"] == "too large"
 
 
 @pytest.mark.parametrize("space", [GRID, RANGES], ids=["grid", "ranges"])

@@ -221,8 +221,8 @@ GRID = {"optimizer.learning_rate": RATES, "augment.rotate_degrees": "5,10"}
 
 @pytest.fixture
 def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four trials and two."""
-    monkeypatch.setattr(rounds_lib, "_LARGEST_ROUND", 4)
+    """Two trials each."""
+    monkeypatch.setattr(rounds_lib, "_LARGEST_ROUND", 2)
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,6 @@ def _sweep() -> None:
         space.parse(_asked),
         Path(os.path.expanduser(_WORKDIR.value or "")),
         options,
-        name=cli.recipe_name(_FLAGS),
         split=split,
         command=f"python -m jaxmnist.sweep {shlex.join(_typed)}",
     )

@@ -145,7 +145,7 @@ def whole(quick: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_what_it_says_when_piped(whole: Path):
     said = (whole / "stdout").read_text()
-    assert said.isprintable() or "\x1b" not in said
+    assert "\x1b" not in said
     lines = said.splitlines()
     assert lines[0].startswith("sweep of 6 trials (grid), one seed each, on ")
     assert sum(line.startswith("trial ") and "parameters" in line for line in lines) == 6
@@ -172,7 +172,6 @@ def test_settings_are_not_chosen_on_the_test_set(tmp_path: Path, monkeypatch: py
     ((config, options),) = seen
     assert config.split == "train/val"
     assert options["split"] == "train/test"
-    assert options["name"] == "model3"
     assert options["command"] == f"python -m jaxmnist.sweep {' '.join(args)}"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -92,8 +93,16 @@ class Cohort:
         )
 
     def mesh(self) -> Mesh:
-        """The devices they train on."""
-        return assemble.mesh(self.configs[0], len(self))
+        """The devices they train on; those of a sweep need not share ``mesh.seed`` of them evenly.
+
+        Raises:
+          UserError: where the devices are too few, or cannot share members or batch evenly.
+        """
+        config = self.configs[0]
+        if self.trials is not None and config.mesh.seed:
+            config = config.copy_and_resolve_references()
+            config.mesh.seed = math.gcd(config.mesh.seed, len(self))
+        return assemble.mesh(config, len(self))
 
     def programs(
         self, mesh: Mesh, train_set: data.Dataset | Images, eval_set: data.Dataset | Images

@@ -60,6 +60,7 @@ def fit(
     *,
     until: int | None = None,
     tolerant: bool = False,
+    last: bool = True,
 ) -> Stage:
     """Trains on from ``stage``, with a checkpoint every ``checkpoint.every_epochs`` epochs.
 
@@ -72,6 +73,8 @@ def fit(
       on_epoch: gets the rows of each epoch, one a member, before they are saved.
       until: the last epoch; default: the last of the schedule.
       tolerant: whether a member whose loss is no longer finite trains on, with None in its rows.
+      last: whether nothing else is trained after this; then a stop that is asked for when all is
+        done comes too late.
 
     Raises:
       DivergenceError: when a loss stops being finite; the epochs before that are on disk.
@@ -100,7 +103,7 @@ def fit(
             cause = hosts.largest(stop.cause or 0)
             if cause or epoch % cohort.every_epochs == 0 or epoch == until:
                 checkpoints.save(step, states, record)
-            if cause and epoch < until:
+            if cause and (epoch < until or not last):
                 raise _stopped(cohort, signal.Signals(cause), step, epoch)
     return Stage(states, record)
 

@@ -239,5 +239,5 @@ def _partial(name: str) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(_partial(path.name))
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8", errors="replace")
     os.replace(partial, path)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,11 +16,18 @@ _SHOWN = 10
 Record = Mapping[str, Any]
 
 
-def best_first(records: Sequence[Record]) -> list[Record]:
-    """Those that went further come first, then those that are right more often."""
+def went_through(record: Record, num_epochs: int) -> bool:
+    """Whether a trial was trained to its end; ``num_epochs`` are those of the recipe."""
+    return record["epochs"] == record["settings"].get("num_epochs", num_epochs)
 
-    def merit(record: Record) -> tuple[float, float, int]:
-        return -record["epochs"], -record["final_accuracy"]["mean"], record["trial"]
+
+def best_first(records: Iterable[dict[str, Any]], num_epochs: int) -> list[dict[str, Any]]:
+    """Those that were not stopped come first, or went further, or are right more often."""
+
+    def merit(record: Record) -> tuple[bool, float, float, int]:
+        whole = went_through(record, num_epochs)
+        further = 0 if whole else -record["epochs"]
+        return not whole, further, -record["final_accuracy"]["mean"], record["trial"]
 
     return sorted(records, key=merit)
 
@@ -44,7 +51,7 @@ class Board:
     """Hears of a sweep's progress; see ``fit.Progress``."""
 
     def __init__(
-        self, fields: Sequence[str], num_epochs: int, trials: int, records: Sequence[Record]
+        self, fields: Sequence[str], num_epochs: int, trials: int, records: Sequence[dict[str, Any]]
     ):
         """``records``: what there is already."""
         self._fields, self._num_epochs, self._trials = fields, num_epochs, trials
@@ -85,27 +92,28 @@ class Board:
         self._images += images
         rate = self._images / (time.monotonic() - self._since)
         self._place = (
-            f": epoch {epoch}/{self._num_epochs}, step {step}, loss {loss:.4f}, "
+            f": epoch {epoch}, step {step}, loss {loss:.4f}, "
             f"accuracy {accuracy:.2f} %, {rate:,.0f} images/s"
         )
 
-    def finished(self, record: Record, records: Sequence[Record]) -> None:
+    def finished(self, record: Record, records: Sequence[dict[str, Any]]) -> None:
         """A trial has come to its end; ``records`` are all there are."""
         self._records = records
-        how = "" if record["epochs"] == self._num_epochs else f" after {record['epochs']} epochs"
+        whole = went_through(record, self._num_epochs)
+        how = "" if whole else f" after {record['epochs']} epochs"
         self.say(
             f"trial {record['trial']}: {accuracy_text(record)}{how}, {record['params']:,} "
             f"parameters, {settings_text(record['settings'])} ({len(records)} of {self._trials})"
         )
 
-    def table(self, records: Sequence[Record]) -> Table:
+    def table(self, records: Sequence[dict[str, Any]]) -> Table:
         """The best trials."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         leaves = [field.rpartition(".")[2] for field in self._fields]
         names = leaves if len(set(leaves)) == len(leaves) else self._fields
         for name in ("trial", "accuracy", "epochs", "params", *names):
             table.add_column(name, justify="right", overflow="fold")
-        for record in best_first(records)[:_SHOWN]:
+        for record in best_first(records, self._num_epochs)[:_SHOWN]:
             cells = str(record["trial"]), accuracy_text(record), str(record["epochs"])
             values = (_shown(record["settings"][field]) for field in self._fields)
             table.add_row(*cells, f"{record['params']:,}", *values)
@@ -119,7 +127,7 @@ class Board:
 
     _place = ""
 
-    def summary(self, records: Sequence[Record]) -> None:
+    def summary(self, records: Sequence[dict[str, Any]]) -> None:
         """The end: the best trials, to stay."""
         width = None if self._terminal else 160
         Console(file=sys.stdout, width=width).print(self.table(records))

@@ -99,7 +99,7 @@ class SweepDir:
             found = json.loads((self.path / _ROUND).read_text())
         except (OSError, ValueError, RecursionError):
             return None
-        return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) and {"trials", "parallel"} <= set(found) else None
 
     def begin_round(self, content: Mapping[str, Any]) -> None:
         """Notes the round in work; what an earlier one left is removed."""

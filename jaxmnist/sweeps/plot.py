@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxmnist.runs.plots import BLUE, VERMILION, accuracy_axis, save, tidy
+from jaxmnist.sweeps.board import went_through
 from jaxmnist.sweeps.space import Choices, Range, Space
 
 _COLUMNS = 3
@@ -17,18 +18,18 @@ _BESIDE = 0.12  # equal choices lie beside each other by up to this
 Record = Mapping[str, Any]
 
 
-def draw(path: Path, records: Sequence[Record], space: Space, title: str) -> None:
+def draw(path: Path, records: Sequence[Record], space: Space, num_epochs: int, title: str) -> None:
     """One panel a field: a dot a trial with the 95 % interval of its mean; for two, a map too.
 
     Args:
       path: of the PNG.
       records: at least one, as in trials.jsonl; those that were stopped early are grey.
       space: what was swept.
+      num_epochs: those of the recipe.
       title: above all.
     """
     fields = list(space.asked)
-    last = max(record["epochs"] for record in records)
-    whole = [record for record in records if record["epochs"] == last]
+    whole = [record for record in records if went_through(record, num_epochs)] or records
     best = max(whole, key=lambda record: record["final_accuracy"]["mean"])
     panels = len(fields) + (len(fields) == 2)
     columns = 2 if panels == 4 else min(panels, _COLUMNS)
@@ -36,7 +37,7 @@ def draw(path: Path, records: Sequence[Record], space: Space, title: str) -> Non
     figure = Figure(figsize=(max(6, 4.6 * columns), 0.6 + 3.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, field in zip(grid, fields, strict=False):
-        _panel(axes, records, space, field, best, last)
+        _panel(axes, records, space, field, best, whole)
     if len(fields) == 2:
         _map(figure, grid[2], whole, space)
     for axes in grid[panels:]:
@@ -44,7 +45,7 @@ def draw(path: Path, records: Sequence[Record], space: Space, title: str) -> Non
     mean = best["final_accuracy"]["mean"]
     headline = f"{len(records)} trials, best {mean:.2f} % (trial {best['trial']})"
     if len(whole) < len(records):
-        headline += f", grey: stopped before epoch {last}"
+        headline += ", grey: stopped before the end"
     save(figure, path, title, headline)
 
 
@@ -54,11 +55,11 @@ def _panel(
     space: Space,
     field: str,
     best: Record,
-    last: int,
+    whole: Sequence[Record],
 ) -> None:
     place = _axis(axes, "x", records, space, field)
     for record in sorted(records, key=lambda record: record["epochs"]):
-        colour = BLUE if record["epochs"] == last else _GREY
+        colour = BLUE if record in whole else _GREY
         colour = VERMILION if record is best else colour
         x, found = place(record), record["final_accuracy"]
         reach = found["ci95"] or 0

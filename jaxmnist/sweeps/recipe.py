@@ -41,7 +41,7 @@ def text(config: Config, best: Mapping[str, Any], trials: int, command: str, spl
         "",
         *(f"    {line}" for line in _wrapped(command)),
         "",
-        *textwrap.wrap(said, _WIDTH),
+        *textwrap.wrap(_escaped(said), _WIDTH),
         '"""',
         "",
         "from jaxmnist.config import Config, default_config",
@@ -60,14 +60,22 @@ def text(config: Config, best: Mapping[str, Any], trials: int, command: str, spl
     return "\n".join([*lines, "    return config", ""])
 
 
+def _escaped(text: str) -> str:
+    """As it stands in a docstring."""
+    return text.replace("\\", "\\\\").replace('"""', "'''")
+
+
 def _literal(value: bool | int | float | str) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _wrapped(command: str) -> list[str]:
     """The command over several lines, as a shell and a docstring take it."""
-    safe = command.replace("\\", "\\\\").replace('"""', "'''")
     lines = textwrap.wrap(
-        safe, _WIDTH - 8, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        _escaped(command),
+        _WIDTH - 8,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return [f"{line} \\\\" for line in lines[:-1]] + lines[-1:]

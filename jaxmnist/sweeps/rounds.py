@@ -4,6 +4,8 @@ import contextlib
 import functools
 import itertools
 import math
+import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +31,9 @@ from jaxmnist.training.programs import Programs, on_devices
 
 _MOST_REFUSED = 1000
 _MOST_BARREN = 5
-_LARGEST_ROUND = 1000
-_KEPT_PROGRAMS = 2
+_LARGEST_ROUND = 100
+_KEPT_PROGRAMS = 8
+_BEAT = 30  # seconds
 
 
 class Options(NamedTuple):
@@ -89,17 +92,26 @@ class Rounds:
         leave: Callable[[Results], None],
     ):
         """``leave`` gets all results whenever there is another one."""
+        if options.halving and not config.mesh.data:
+            # Members that are left alone must not have their batches split: that would round anew.
+            config = configured(config, {"mesh.data": 1})
         self._config, self._space, self._order, self._options = config, order.space, order, options
         self._files, self._search, self._board = files, search, board
         self._data, self._leave = datasets, leave
         self._programs: dict[Any, Programs] = {}
         self._placed: dict[Any, tuple[Images, Images]] = {}
-        self._refused = 0
+        self._refused, self._reason, self._exhausted = 0, "", False
+        self._beaten = time.monotonic()
 
     def run(self) -> None:
         if unfinished := self._files.read_round():
             trials = [Trial(number, values) for number, values in unfinished["trials"]]
-            self._train_round(trials, unfinished["parallel"])
+            # Another worker may have been given some in the meantime.
+            self._train_round(
+                [trial for trial in trials if self._search.still_wanted(trial)],
+                unfinished["parallel"],
+            )
+        self._files.end_round()
         while trials := self._next_round():
             in_program = self._options.parallel or self._suitable()
             content = {"trials": [list(trial) for trial in trials], "parallel": in_program}
@@ -108,7 +120,9 @@ class Rounds:
 
     def _suitable(self) -> int:
         """Trials in one program that keep the devices busy."""
-        return max(1, target.current().members * jax.device_count() // self._config.num_seeds)
+        size = max(1, target.current().members * jax.device_count() // self._config.num_seeds)
+        # What learns from its trials must not ask for all of them before it has seen any.
+        return min(size, max(1, self._order.trials // 4)) if self._order.sampler == "tpe" else size
 
     def _next_round(self) -> list[Trial]:
         """The trials to train next; none when the sweep is at its end."""
@@ -118,33 +132,35 @@ class Rounds:
         if self._order.sampler != "tpe" and self._options.storage is None:
             size = min(self._order.trials, _LARGEST_ROUND)  # so that those of one shape meet
         trials = [trial for trial in self._search.mine() if self._is_allowed(trial)]
-        for _ in range(_MOST_BARREN):
-            while len(trials) < size and (asked := self._search.ask(size - len(trials))):
-                trials += [trial for trial in asked if self._is_allowed(trial)]
-            if trials or not self._search.wait_for_others():
-                return trials
-        self._board.say("no further settings that differ from those tried were found")
+        barren = 0
+        while len(trials) < size and not self._exhausted and barren < _MOST_BARREN:
+            asked = self._search.ask(size - len(trials))
+            trials += [trial for trial in asked if self._is_allowed(trial)]
+            if not asked:
+                if trials:
+                    break
+                self._board.begin("waiting for the other workers of this sweep")
+                if not self._search.wait_for_others():
+                    break
+                barren += 1
+        if self._exhausted or barren == _MOST_BARREN:
+            self._board.say("no further settings were found that can be trained and are new")
+        if self._exhausted and not trials and not self._search.records():
+            raise UserError(f"{self._refused} trials in a row cannot be trained: {self._reason}")
         return trials
 
     def _is_allowed(self, trial: Trial) -> bool:
         """Whether it is to be trained; otherwise it is refused."""
-        reason = ""
-        config = self._configured(trial)
         try:
-            validate(config)
+            check(self._configured(trial), len(self._data[0]), self._options.max_params)
         except UserError as error:
-            reason = str(error)
-        most = self._options.max_params
-        if not reason and most and (params := _size(config)[0]) > most:
-            reason = f"{params:,} parameters are more than --max_params {most:,}"
-        if not reason:
-            self._refused = 0
-            return True
-        self._search.refuse(trial.number, reason)
-        self._refused += 1
-        if self._refused >= _MOST_REFUSED:
-            raise UserError(f"{_MOST_REFUSED} trials in a row cannot be trained: {reason}")
-        return False
+            self._reason = str(error)
+            self._search.refuse(trial.number, self._reason)
+            self._refused += 1
+            self._exhausted |= self._refused >= _MOST_REFUSED
+            return False
+        self._refused = 0
+        return True
 
     def _configured(self, trial: Trial) -> Config:
         return configured(self._config, self._space.settings(trial.values))
@@ -192,13 +208,15 @@ class Rounds:
         configs = [self._configured(trial) for trial in group]
         cohort = Cohort.of(configs, len(self._data[0]), numbers)
         until = until or cohort.num_epochs
-        folder = self._files.populations / f"{numbers[0]}-to-{until}"
+        digest = zlib.crc32(repr(numbers).encode())
+        folder = self._files.populations / f"{numbers[0]}-{digest:08x}-to-{until}"
         names = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {_listed(numbers)}"
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             steps = checkpoints.steps()
             record = checkpoints.record(steps[-1]) if steps else None
             if record is None or record.epoch < until:
                 self._board.begin(f"{names}: compiling")
+                self._search.beat()
                 programs = self._programs_of(cohort)
                 self._board.begin(names)
                 start = functools.partial(_gathered, cohort, programs, before) if before else None
@@ -208,10 +226,11 @@ class Rounds:
                     programs,
                     checkpoints,
                     stage,
-                    self._board,
+                    self,
                     self._hear,
                     until=until,
                     tolerant=True,
+                    last=False,
                 ).record
         outcomes = {}
         for place, number in enumerate(numbers):
@@ -224,9 +243,15 @@ class Rounds:
             outcomes[number] = _Outcome(rows, cohort, folder, place, seconds)
         return outcomes
 
+    def update(self, epoch: int, step: int, images: int, loss: float, accuracy: float) -> None:
+        """As ``fit.Progress``; says now and then that this worker lives."""
+        self._board.update(epoch, step, images, loss, accuracy)
+        if time.monotonic() - self._beaten > _BEAT:
+            self._search.beat()
+            self._beaten = time.monotonic()
+
     def _hear(self, rows: Sequence[Row]) -> None:
         """Passes the accuracies of an epoch on."""
-        self._search.beat()
         for number, of_trial in itertools.groupby(rows, key=lambda row: row["trial"]):
             accuracies = list(of_trial)
             accuracy = float(np.mean([row["eval_accuracy"] for row in accuracies]))
@@ -273,6 +298,18 @@ class Rounds:
             self._board.finished(record, records)
 
 
+def check(config: Config, train_size: int, max_params: int | None) -> None:
+    """Whether ``config`` can be trained as a trial.
+
+    Raises:
+      UserError: where it cannot.
+    """
+    validate(config)
+    Cohort.of([config], train_size, [0]).mesh()
+    if max_params and (params := _size(config)[0]) > max_params:
+        raise UserError(f"{params:,} parameters are more than --max_params {max_params:,}")
+
+
 def _listed(numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:4]))
     return f"{shown}… ({len(numbers)})" if len(numbers) > 4 else shown
@@ -287,15 +324,21 @@ def _size(config: Config) -> tuple[int, int]:
 def _gathered(cohort: Cohort, programs: Programs, before: Mapping[int, _Outcome]) -> fit.Stage:
     """The states of the cohort's trials out of the populations they were in before."""
     seeds = cohort.configs[0].num_seeds
-    parts: list[TrainState] = []
-    rows: list[Row] = []
-    for number in cohort.trials or ():
-        outcome = before[number]
-        states = _states_in(outcome.cohort, outcome.folder)
-        first = outcome.place * seeds
-        parts.append(jax.tree.map(lambda leaf, at=first: leaf[at : at + seeds], states))
-        rows += outcome.rows
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    outcomes = [before[number] for number in cohort.trials or ()]
+    parts: dict[int, TrainState] = {}
+    for folder, same in itertools.groupby(
+        sorted(enumerate(outcomes), key=lambda entry: str(entry[1].folder)),
+        key=lambda entry: entry[1].folder,
+    ):
+        population = list(same)
+        states = _states_in(population[0][1].cohort, folder)
+        for place, outcome in population:
+            first = outcome.place * seeds
+            parts[place] = jax.tree.map(lambda leaf, at=first: leaf[at : at + seeds].copy(), states)
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    joined = jax.tree.map(
+        lambda *leaves: np.concatenate(leaves), *(part for _, part in sorted(parts.items()))
+    )
     states = jax.tree.map(
         lambda leaf, abstract: hosts.place(leaf, abstract.sharding),
         joined,

@@ -12,19 +12,17 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+import sqlalchemy
 import sqlalchemy.exc
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.sweeps.space import Choices, Dimension, Space, Value
@@ -33,7 +31,8 @@ SAMPLERS = ("grid", "random", "qmc", "tpe")
 PATIENCE = 300  # seconds: a worker that is silent for so long, on another host, is given up
 _POLL = 2.0
 _MOST_REPEATS = 200
-_WORKER, _RECORD = "worker", "record"
+_OPENINGS = 5  # of a database that others are making at the same time
+_WORKER, _RECORD, _REFUSED = "worker", "record", "refused"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -59,80 +58,94 @@ class Order(NamedTuple):
 class Search:
     """A study and this worker's part in it."""
 
-    def __init__(self, storage: str, name: str, order: Order, worker: str, *, shared: bool):
+    def __init__(self, storage: str | Path, name: str, order: Order, worker: str):
         """Opens the study or makes it.
 
         Args:
-          storage: an address as Optuna takes it, or the path of a journal file.
+          storage: a file of this worker's own; or, for a study that others share, an address as
+            Optuna takes it or the path of a journal file, as text.
           name: of the study.
           order: what is wanted.
           worker: who asks; the same after an interruption.
-          shared: whether others may ask, too; otherwise all trials are this worker's.
 
         Raises:
           UserError: where the storage cannot be used.
+          StorageError: where there is no room for it.
         """
-        self._order, self._worker, self._shared = order, worker, shared
-        self._distributions = {
-            name: _distribution(dimension) for name, dimension in order.space.dimensions.items()
-        }
-        try:
-            self._storage = _open(storage)
-            options: dict[str, Any] = {"storage": self._storage, "study_name": name}
-            self._study = optuna.create_study(**options, direction="maximize", load_if_exists=True)
-            self._study.sampler = self._sampler(self._trials())
-            # Samplers of Optuna's own loop would stop it when they are told the last trial.
-            self._told = optuna.load_study(**options, sampler=optuna.samplers.RandomSampler())
-        except Exception as error:  # whatever the database's driver raises
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-            raise UserError(
-                f"--storage {storage}: {reason}: name one as Optuna takes it, for example "
-                "sqlite:///sweep.db"
-            ) from error
+        self._order, self._worker = order, worker
+        self._shared = isinstance(storage, str)
+        self._ids: dict[int, int] = {}
+        self._storage, self._study, self._told = _opened(storage, name)
         with _storage_errors():
+            self._study.sampler = self._sampler()
             self._clear_up()
             self.beat()
 
-    def _sampler(self, before: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+    def _sampler(self) -> optuna.samplers.BaseSampler:
         seed = self._order.seed
         if self._order.sampler == "qmc":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.samplers.QMCSampler(scramble=True, seed=seed)
-        # Begun anew, the same seed would draw the same again.
-        later = (seed + 1000 * len(before)) % 2**31
+        # Begun anew, and by another worker, the same seed would draw the same again.
+        seed += 1000 * len(self._trials()) + (zlib.crc32(self._worker.encode()) * self._shared)
         if self._order.sampler == "tpe":
-            return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=later)
-        return optuna.samplers.RandomSampler(seed=later)
+            return optuna.samplers.TPESampler(
+                multivariate=True, constant_liar=True, seed=seed % 2**31
+            )
+        return optuna.samplers.RandomSampler(seed=seed % 2**31)
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
+        trials = self._study.get_trials(deepcopy=False)
+        self._ids |= {trial.number: trial._trial_id for trial in trials}
+        return trials
 
     def _live(self) -> list[FrozenTrial]:
         return [trial for trial in self._trials() if trial.state != TrialState.FAIL]
 
+    def _trial(self, number: int) -> FrozenTrial:
+        """One of which this worker knows, without reading all."""
+        return self._storage.get_trial(self._ids[number])
+
+    def _is_cut_short(self, trial: FrozenTrial) -> bool:
+        """Whether it has not got all its values: it is being asked for, or whoever asked died."""
+        return trial.params.keys() != self._order.space.dimensions.keys()
+
     def _settings(self, trial: FrozenTrial) -> dict[str, Value] | None:
         """Its values; None for one that was cut short before it had them all."""
-        values = trial.params if trial.params.keys() == self._distributions.keys() else None
-        return values or trial.system_attrs.get("fixed_params")
+        if not self._is_cut_short(trial):
+            return trial.params
+        return trial.system_attrs.get("fixed_params")
 
     def _clear_up(self) -> None:
         """Gives back what this worker asked for and did not get, and orders the grid."""
         for trial in self._trials():
-            cut_short = trial.params.keys() != self._distributions.keys()
-            if trial.state == TrialState.RUNNING and self._is_mine(trial) and cut_short:
-                self._hand_back(trial)
+            if trial.state == TrialState.RUNNING and self._is_mine(trial):
+                if self._is_cut_short(trial):
+                    self._hand_back(trial)
+                elif self._is_too_much(trial):
+                    self._end(trial.number)
         if self._order.sampler == "grid":
             self._order_grid()
 
-    def _order_grid(self) -> None:
-        there = [self._settings(trial) for trial in self._live()]
+    def _order_grid(self) -> bool:
+        """Lets what the grid lacks wait to be asked for; whether there was any."""
         dimensions = self._order.space.dimensions
+
+        def key(settings: Mapping[str, Value]) -> tuple[Value, ...]:
+            return tuple(settings[name] for name in dimensions)
+
+        there = {
+            key(settings)
+            for trial in self._trials()
+            if trial.state != TrialState.FAIL or _REFUSED in trial.user_attrs
+            if (settings := self._settings(trial))
+        }
         choices = [d.values for d in dimensions.values() if isinstance(d, Choices)]
-        for values in itertools.product(*choices):
-            point = dict(zip(dimensions, values, strict=True))
-            if point not in there:
-                self._study.enqueue_trial(point)
+        missing = [values for values in itertools.product(*choices) if values not in there]
+        for values in missing:
+            self._study.enqueue_trial(dict(zip(dimensions, values, strict=True)))
+        return bool(missing)
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
         return not self._shared or trial.user_attrs.get(_WORKER) == self._worker
@@ -150,6 +163,17 @@ class Search:
             return False
         return True
 
+    def _is_too_much(self, trial: FrozenTrial) -> bool:
+        """Whether one with a lower number has the same values, or there are enough of those."""
+        before = [t for t in self._trials() if t.number < trial.number]
+        equal = (
+            self._settings(t) == trial.params
+            for t in before
+            if t.state != TrialState.FAIL or _REFUSED in t.user_attrs
+        )
+        begun = [t for t in before if t.state not in (TrialState.FAIL, TrialState.WAITING)]
+        return any(equal) or len(begun) >= self._order.trials
+
     def mine(self) -> list[Trial]:
         """What this worker has asked for and not told yet."""
         with _storage_errors():
@@ -159,6 +183,12 @@ class Search:
                 if trial.state == TrialState.RUNNING and self._is_mine(trial)
             ]
 
+    def still_wanted(self, trial: Trial) -> bool:
+        """Whether the study knows it, and has not given it to another worker."""
+        with _storage_errors():
+            known = next((t for t in self._live() if t.number == trial.number), None)
+            return known is not None and known.params == trial.values and self._is_mine(known)
+
     def ask(self, count: int) -> list[Trial]:
         """Up to ``count`` further trials; fewer where no more are wanted or there are none."""
         asked: list[Trial] = []
@@ -167,25 +197,37 @@ class Search:
             while len(asked) < count and repeats < _MOST_REPEATS:
                 live = self._live()
                 waiting = any(trial.state == TrialState.WAITING for trial in live)
-                if not waiting and len(live) >= self._order.trials:
+                enough = self._order.sampler == "grid" or len(live) >= self._order.trials
+                if not waiting and enough:
                     break
-                trial = self._study.ask(self._distributions)
-                trial.set_user_attr(_WORKER, self._worker)
-                before = [t for t in self._live() if t.number < trial.number]
-                if any(self._settings(t) == trial.params for t in before):
+                handle = self._study.ask()
+                handle.set_user_attr(_WORKER, self._worker)
+                for name, dimension in self._order.space.dimensions.items():
+                    _suggest(handle, name, dimension)
+                self._await_those_before(handle.number)
+                trial = self._trials()[handle.number]
+                if self._is_too_much(trial):
                     repeats += 1
-                    self._end(trial.number)
-                elif sum(t.state != TrialState.WAITING for t in before) >= self._order.trials:
                     self._end(trial.number)
                 else:
                     repeats = 0
                     asked.append(Trial(trial.number, dict(trial.params)))
         return asked
 
+    def _await_those_before(self, number: int) -> None:
+        """Lets other workers get the values of what they have asked for before ``number``."""
+        for _ in range(100 if self._shared else 0):
+            if not any(
+                trial.state == TrialState.RUNNING and self._is_cut_short(trial)
+                for trial in self._trials()[:number]
+            ):
+                break
+            time.sleep(0.05)
+
     def report(self, number: int, epoch: int, accuracy: float) -> None:
         """Notes the accuracy (percent) of a trial after ``epoch``."""
-        with _storage_errors():
-            trial = self._trials()[number]
+        with _storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            trial = self._trial(number)
             if not trial.state.is_finished() and epoch not in trial.intermediate_values:
                 optuna.trial.Trial(self._study, trial._trial_id).report(accuracy, epoch)
 
@@ -198,26 +240,35 @@ class Search:
           Whether it was told.
         """
         with _storage_errors():
-            trial = self._trials()[number]
+            trial = self._trial(number)
             if trial.state.is_finished():
                 return False
+            text = json.dumps(record, allow_nan=False)
             try:
-                handle = optuna.trial.Trial(self._study, trial._trial_id)
-                handle.set_user_attr(_RECORD, json.dumps(record, allow_nan=False))
+                optuna.trial.Trial(self._study, trial._trial_id).set_user_attr(_RECORD, text)
                 if halved:
                     self._told.tell(number, state=TrialState.PRUNED)
                 else:
                     self._told.tell(number, record["final_accuracy"]["mean"])
-            except optuna.exceptions.UpdateFinishedTrialError:
+            except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
                 return False
             return True
 
     def refuse(self, number: int, reason: str) -> None:
         """Ends a trial that is not to be trained; another one takes its place."""
-        with _storage_errors():
-            trial = optuna.trial.Trial(self._study, self._trials()[number]._trial_id)
-            trial.set_user_attr("refused", reason)
+        with _storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            trial = optuna.trial.Trial(self._study, self._trial(number)._trial_id)
+            trial.set_user_attr(_REFUSED, reason)
             self._end(number)
+
+    def refused(self) -> list[str]:
+        """Why trials were refused, one by one."""
+        with _storage_errors():
+            return [
+                trial.user_attrs[_REFUSED]
+                for trial in self._trials()
+                if _REFUSED in trial.user_attrs
+            ]
 
     def records(self) -> list[dict[str, Any]]:
         """What was told of each finished trial, by number."""
@@ -229,9 +280,9 @@ class Search:
             ]
 
     def beat(self) -> None:
-        """Says that this worker lives."""
+        """Says that this worker lives; to be done every now and then."""
         if self._shared:
-            sign = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+            sign = {"host": _host(), "pid": os.getpid(), "time": time.time()}
             with _storage_errors():
                 self._study.set_user_attr(f"alive:{self._worker}", sign)
 
@@ -247,15 +298,16 @@ class Search:
         while True:
             with _storage_errors():
                 live = self._live()
-                running = [
-                    t for t in live if t.state == TrialState.RUNNING and not self._is_mine(t)
-                ]
-                if any(t.state == TrialState.WAITING for t in live):
+                if any(trial.state == TrialState.WAITING for trial in live):
                     return True
                 if self._order.sampler != "grid" and len(live) < self._order.trials:
                     return True
+                running = [
+                    t for t in live if t.state == TrialState.RUNNING and not self._is_mine(t)
+                ]
                 if not running:
-                    return False
+                    # Where a worker died between ending a trial and handing it on, a point lacks.
+                    return self._order.sampler == "grid" and self._order_grid()
                 for trial in running:
                     worker = trial.user_attrs.get(_WORKER, "")
                     sign = self._study.user_attrs.get(f"alive:{worker}")
@@ -268,9 +320,27 @@ class Search:
             time.sleep(_POLL)
 
 
+def _suggest(handle: optuna.trial.Trial, name: str, dimension: Dimension) -> None:
+    if isinstance(dimension, Choices):
+        handle.suggest_categorical(name, dimension.values)
+    elif dimension.whole:
+        handle.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)
+    else:
+        handle.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+
+
+def _host() -> str:
+    """Where process numbers mean the same."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}"
+
+
 def _is_dead_here(sign: Any) -> bool:
     """Whether a worker ran on this host and its process is gone."""
-    if not isinstance(sign, Mapping) or sign.get("host") != socket.gethostname():
+    if not isinstance(sign, Mapping) or sign.get("host") != _host():
         return False
     try:
         os.kill(sign["pid"], 0)
@@ -281,21 +351,68 @@ def _is_dead_here(sign: Any) -> bool:
     return False
 
 
-def _open(storage: str) -> optuna.storages.BaseStorage:
-    if "://" not in storage:
+def _opened(
+    storage: str | Path, name: str
+) -> tuple[optuna.storages.BaseStorage, optuna.Study, optuna.Study]:
+    """The storage, the study to ask and the study to tell."""
+    for attempt in range(1, _OPENINGS + 1):
+        try:
+            opened = _open(storage)
+            options: dict[str, Any] = {"storage": opened, "study_name": name}
+            study = optuna.create_study(**options, direction="maximize", load_if_exists=True)
+            # Samplers of Optuna's own loop would stop it when they are told the last trial.
+            told = optuna.load_study(**options, sampler=optuna.samplers.RandomSampler())
+            return opened, study, told
+        except Exception as error:  # whatever the database's driver raises
+            reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+            if "already exists" in reason and attempt < _OPENINGS:
+                time.sleep(0.3 * attempt)  # others make its tables at this moment
+                continue
+            if "full" in reason or "No space" in reason:
+                raise StorageError(f"{storage}: {reason}: see that the disk has room") from error
+            if isinstance(storage, Path):
+                raise UserError(
+                    f"{storage}: {reason}: choose another --workdir, or move it away to begin anew"
+                ) from error
+            raise UserError(
+                f"--storage {storage}: {reason}: name one as Optuna takes it, for example "
+                "sqlite:///sweep.db"
+            ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open(storage: str | Path) -> optuna.storages.BaseStorage:
+    if isinstance(storage, Path):
+        # Optuna fills in its version between braces, SQLAlchemy options after a question mark.
+        if set("{}?%") & set(str(storage)):
+            raise ValueError("a database cannot lie in a folder with ?, %, { or } in its name")
+        storage = f"sqlite:///{storage}"
+    elif "://" not in storage:
         return optuna.storages.JournalStorage(JournalFileBackend(storage))
-    if storage.startswith("sqlite"):
-        patient = {"connect_args": {"timeout": 60}}  # others may be writing
-        return optuna.storages.RDBStorage(storage, engine_kwargs=patient)
-    return optuna.storages.get_storage(storage)
+    if not storage.startswith("sqlite"):
+        return optuna.storages.get_storage(storage)
+    patient = {"connect_args": {"timeout": 60}}  # others may be writing
+    opened = optuna.storages.RDBStorage(storage, engine_kwargs=patient)
+    _take_turns(opened.engine)
+    return opened
 
 
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if isinstance(dimension, Choices):
-        return CategoricalDistribution(dimension.values)
-    if dimension.whole:
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+def _take_turns(engine: sqlalchemy.Engine) -> None:
+    """Makes SQLite's transactions begin with the lock for writing.
+
+    SQLite has no SELECT … FOR UPDATE: two workers would find the same trial waiting, and both have
+    it.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # otherwise Python begins by itself, and later
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # of connections that have not heard of it
 
 
 @contextlib.contextmanager
@@ -306,6 +423,7 @@ def _storage_errors() -> Iterator[None]:
     except (
         optuna.exceptions.StorageInternalError,
         sqlalchemy.exc.SQLAlchemyError,
+        json.JSONDecodeError,
         OSError,
     ) as error:
         cause = error.__cause__ or error

@@ -10,6 +10,7 @@ from jaxmnist.errors import UserError
 
 Value = bool | int | float | str
 
+_HUGE = 10**15
 _RANGE = re.compile(r"(log:)?([^,]+?)\.\.([^,]+)")
 _HOLE = re.compile(r"(\d+)\.\.(\d+)")
 _FIXED = {
@@ -61,9 +62,19 @@ class Space(NamedTuple):
         for dimension in self.dimensions.values():
             if isinstance(dimension, Choices):
                 total *= len(dimension.values)
+            elif dimension.whole and dimension.high < _HUGE:
+                total *= dimension.high - dimension.low + 1
             else:
-                total *= dimension.high - dimension.low + 1 if dimension.whole else math.inf
+                total = math.inf
         return total
+
+    def corners(self) -> list[dict[str, Value]]:
+        """The settings of all first choices and lower ends, and of all last ones and upper ends."""
+        first, last = {}, {}
+        for name, dimension in self.dimensions.items():
+            ends = dimension.values if isinstance(dimension, Choices) else dimension[:2]
+            first[name], last[name] = ends[0], ends[-1]
+        return [self.settings(first), self.settings(last)]
 
     @property
     def is_grid(self) -> bool:
@@ -99,6 +110,8 @@ def parse(asked: Mapping[str, str]) -> Space:
     for field, text in asked.items():
         _check_field(field)
         if field == "network.blocks" and "," not in text and _HOLE.search(text):
+            for end in (r"\1", r"\2"):
+                _value(field, _HOLE.sub(end, text))
             patterns[field] = _HOLE.sub("{}", text)
             for hole, bounds in enumerate(_HOLE.findall(text)):
                 low, high = map(int, bounds)
@@ -131,6 +144,8 @@ def _range(field: str, text: str) -> Range:
         )
     low, high = (_value(field, bound) for bound in found.groups()[1:])
     _check_bounds(field, text, low, high)
+    if isinstance(low, int) and high > _HUGE:
+        raise UserError(f"--sweep.{field} is {text!r}: give a smaller range")
     if found[1] and not low > 0:
         raise UserError(f"--sweep.{field} is {text!r}: a log: range must begin above 0")
     return Range(low, high, bool(found[1]))

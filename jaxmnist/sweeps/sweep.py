@@ -11,17 +11,18 @@ from typing import Any
 import jax
 
 from jaxmnist import data
-from jaxmnist.config import Config, flatten, validate
+from jaxmnist.config import Config, flatten
 from jaxmnist.errors import UserError
 from jaxmnist.runs import report
-from jaxmnist.runs.cohort import Cohort
 from jaxmnist.runs.workdir import storage_errors
 from jaxmnist.sweeps import recipe
-from jaxmnist.sweeps.board import Board
+from jaxmnist.sweeps.board import Board, best_first, went_through
 from jaxmnist.sweeps.folder import SweepDir
-from jaxmnist.sweeps.rounds import Options, Rounds, rungs_of
+from jaxmnist.sweeps.rounds import Options, Rounds, check, rungs_of
 from jaxmnist.sweeps.search import SAMPLERS, Order, Search
-from jaxmnist.sweeps.space import Choices, Space, configured
+from jaxmnist.sweeps.space import Choices, Space, Value, configured
+
+_MOST_TRIALS = 10_000
 
 
 def run(
@@ -30,7 +31,6 @@ def run(
     workdir: Path,
     options: Options,
     *,
-    name: str,
     command: str,
     split: str,
 ) -> list[dict[str, Any]]:
@@ -43,7 +43,6 @@ def run(
       space: what is varied.
       workdir: folder for trials.jsonl, best.py, sweep.png and the study.
       options: how.
-      name: of the recipe.
       command: what was typed, for best.py.
       split: the recipe's own, for best.py.
 
@@ -55,19 +54,16 @@ def run(
       StorageError: when the disk fails or is full.
       Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
     """
-    validate(config)
     order = _order(config, space, options)
-    _check_grid(config, space, order)
     train_data, eval_data = data.load(config.dataset, config.split)
-    Cohort.of([config], len(train_data)).mesh()
+    _check_points(config, space, order, options, len(train_data))
     description = _description(config, space, order, options)
     with contextlib.ExitStack() as stack:
         files = SweepDir(workdir, description)
         stack.callback(files.close)
-        storage = options.storage or f"sqlite:///{files.path / 'study.db'}"
-        title = f"{name}-{_digest(description)}"
-        shared = options.storage is not None
-        search = Search(storage, title, order, files.worker, shared=shared)
+        storage = options.storage or files.path / "study.db"
+        title = f"{config.model}-{_digest(description)}"
+        search = Search(storage, title, order, files.worker)
         before = search.records()
         board = Board(list(space.asked), config.num_epochs, order.trials, before)
         report.say(_header(config, space, order, options, len(train_data), len(eval_data)))
@@ -90,6 +86,8 @@ def run(
                 leave(records)
                 _draw(files.path / "sweep.png", records, config, space)
         board.summary(records)
+        if reasons := search.refused():
+            report.say(f"{len(reasons)} settings were refused; the last: {reasons[-1]}")
         report.say(f"everything is in {files.path}")
         return records
 
@@ -123,28 +121,47 @@ def _order(config: Config, space: Space, options: Options) -> Order:
                 f"--trials is {trials}: the grid has {space.size:.0f} points, leave it out or "
                 "choose another --sampler"
             )
+        if space.size > _MOST_TRIALS:
+            raise UserError(
+                f"the grid has {space.size:,.0f} points, at most {_MOST_TRIALS:,} can be tried: "
+                "choose another --sampler and --trials"
+            )
         trials = int(space.size)
     if trials is None:
         raise UserError(f"--trials is missing: the sampler {sampler} needs to know how many")
     if trials > space.size:
         raise UserError(f"--trials is {trials}: there are only {space.size:.0f} different settings")
-    if trials > 1_000_000:
-        raise UserError(f"--trials is {trials}: at most 1,000,000")
+    if trials > _MOST_TRIALS:
+        raise UserError(f"--trials is {trials}: at most {_MOST_TRIALS:,}")
     return Order(space, sampler, trials, config.seed)
 
 
-def _check_grid(config: Config, space: Space, order: Order) -> None:
-    """Every point of a grid, before the first is trained."""
-    if order.sampler != "grid":
-        return
-    choices = [d.values for d in space.dimensions.values() if isinstance(d, Choices)]
-    for values in itertools.islice(itertools.product(*choices), 1000):
-        settings = space.settings(dict(zip(space.dimensions, values, strict=True)))
+def _check_points(
+    config: Config, space: Space, order: Order, options: Options, train_size: int
+) -> None:
+    """Every point of a grid, or the corners of the space, before anything is written.
+
+    Raises:
+      UserError: where a point of the grid cannot be trained; elsewhere where neither corner can.
+    """
+    points = space.corners()
+    if order.sampler == "grid":
+        choices = [d.values for d in space.dimensions.values() if isinstance(d, Choices)]
+        points = [
+            space.settings(dict(zip(space.dimensions, values, strict=True)))
+            for values in itertools.product(*choices)
+        ]
+    errors: list[tuple[UserError, dict[str, Value]]] = []
+    for settings in points:
         try:
-            validate(configured(config, settings))
+            # Too large networks are refused one by one: that is what the option is for.
+            check(configured(config, settings), train_size, max_params=None)
         except UserError as error:
-            shown = ", ".join(f"{field}={value}" for field, value in settings.items())
-            raise UserError(f"{error} (in the grid: {shown})") from error
+            errors.append((error, settings))
+    if errors and (order.sampler == "grid" or len(errors) == len(points)):
+        error, settings = errors[0]
+        shown = ", ".join(f"{field}={value}" for field, value in settings.items())
+        raise UserError(f"{error} (with {shown})") from error
 
 
 def _description(config: Config, space: Space, order: Order, options: Options) -> dict[str, Any]:
@@ -156,12 +173,13 @@ def _description(config: Config, space: Space, order: Order, options: Options) -
     }
     varied = {f"--sweep.{field}": text for field, text in space.asked.items()}
     how = {"--sampler": order.sampler, "--halving": options.halving}
-    how["--max_params"] = options.max_params
+    how |= {"--max_params": options.max_params, "--storage": options.storage}
     return fixed | varied | {name: value for name, value in how.items() if value is not None}
 
 
 def _digest(description: Mapping[str, Any]) -> str:
-    text = json.dumps(dict(description), sort_keys=True)
+    same = {name: value for name, value in description.items() if name != "--storage"}
+    text = json.dumps(same, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -174,8 +192,8 @@ def _header(
         f"{config.split}: {train:,} images to train, {evaluated:,} to evaluate",
         *(f"  {field}: {text}" for field, text in space.asked.items()),
     ]
-    if options.halving:
-        rungs = rungs_of(config.num_epochs, options.halving)
+    rungs = rungs_of(config.num_epochs, options.halving)
+    if len(rungs) > 1:
         stops = ", ".join(str(epoch) for epoch in rungs[:-1])
         lines.append(f"  the best 1/{options.halving} go on after {stops} of {rungs[-1]} epochs")
     lines.append(f"on {report.device_name()}, jax {jax.__version__}")
@@ -184,12 +202,8 @@ def _header(
 
 def _best(config: Config, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The best of those that have gone through all epochs."""
-    whole = [
-        record
-        for record in records
-        if record["epochs"] == record["settings"].get("num_epochs", config.num_epochs)
-    ]
-    return max(whole, key=lambda record: record["final_accuracy"]["mean"]) if whole else None
+    ranked = best_first(records, config.num_epochs)
+    return ranked[0] if ranked and went_through(ranked[0], config.num_epochs) else None
 
 
 def _draw(path: Path, records: Sequence[dict[str, Any]], config: Config, space: Space) -> None:
@@ -197,4 +211,4 @@ def _draw(path: Path, records: Sequence[dict[str, Any]], config: Config, space: 
 
     title = f"{config.model}, {config.dataset}, {config.split}"
     with storage_errors(path):
-        plot.draw(path, records, space, title)
+        plot.draw(path, records, space, config.num_epochs, title)

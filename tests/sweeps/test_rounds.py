@@ -66,7 +66,6 @@ def run(config: Config, workdir: Path, asked: dict[str, str], **options: Any) ->
         parse(asked),
         workdir,
         Options(**options),
-        name="tiny",
         command="python -m jaxmnist.sweep …",
         split="train/test",
     )
@@ -86,7 +85,8 @@ def without_seconds(records: Records) -> Records:
 
 
 def written(workdir: Path) -> Records:
-    return [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
+    file = workdir / "trials.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -233,7 +233,7 @@ def whole(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Records
         return run(tiny(idx_folder), tmp_path_factory.mktemp("whole") / "s", GRID, parallel=2)
 
 
-@pytest.mark.parametrize("segment", [1, 3, 6])  # of four in each of three populations
+@pytest.mark.parametrize("segment", [1, 4, 6])  # of four in each of three populations
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("small_rounds")
 def test_stopped_and_taken_up(
@@ -243,9 +243,18 @@ def test_stopped_and_taken_up(
     with signal_in_segment(segment, sent), pytest.raises(Stopped, match="everything is saved"):
         run(tiny(idx_folder), workdir, GRID, parallel=2)
     assert (workdir / "round.json").exists()
-    records = run(tiny(idx_folder), workdir, GRID, parallel=2)
+    records = taken_up(idx_folder, workdir)
     assert without_seconds(records) == without_seconds(whole)
     assert {path.name for path in workdir.iterdir()} == LEFT - {"sweep.png"}
+
+
+def taken_up(idx_folder: Path, workdir: Path) -> Records:
+    """The sweep of GRID to its end; of what is finished no epoch is trained again."""
+    finished = {record["trial"] for record in written(workdir)}
+    with rows_heard() as rows:
+        records = run(tiny(idx_folder), workdir, GRID, parallel=2)
+    assert not finished & {row["trial"] for row in rows}
+    return records
 
 
 class Killed(BaseException):
@@ -296,12 +305,12 @@ def test_killed_and_taken_up(
         patch.setattr(owner, name, die)
         with pytest.raises(Killed):
             run(tiny(idx_folder), workdir, GRID, parallel=2)
-    records = run(tiny(idx_folder), workdir, GRID, parallel=2)
+    records = taken_up(idx_folder, workdir)
     assert without_seconds(records) == without_seconds(whole)
     assert {path.name for path in workdir.iterdir()} == LEFT - {"sweep.png"}
 
 
-@pytest.mark.parametrize("damage", ["round.json", "trials.jsonl", "populations"])
+@pytest.mark.parametrize("damage", ["round.json", "trials.jsonl", "populations", "study.db"])
 @pytest.mark.usefixtures("small_rounds")
 def test_what_is_damaged_is_made_again(
     idx_folder: Path, tmp_path: Path, whole: Records, damage: str
@@ -309,7 +318,9 @@ def test_what_is_damaged_is_made_again(
     workdir = tmp_path / "sweep"
     with signal_in_segment(6, signal.SIGINT), pytest.raises(Stopped):
         run(tiny(idx_folder), workdir, GRID, parallel=2)
-    if damage == "populations":
+    if damage == "study.db":
+        (workdir / damage).unlink()
+    elif damage == "populations":
         for file in (workdir / damage).rglob("d/*"):
             file.write_bytes(file.read_bytes()[:10])
     else:
@@ -409,6 +420,15 @@ def test_larger_networks_are_not_trained(idx_folder: Path, tmp_path: Path):
     assert len({json.dumps(record["settings"]) for record in records}) == 4
 
 
+def test_what_cannot_be_trained_is_left_out(idx_folder: Path, tmp_path: Path):
+    """At the upper end of the range a batch would have more images than there are."""
+    config = tiny(idx_folder, num_epochs=1, drop_remainder=True)
+    asked = {"batch_size": "300..900"}
+    records = run(config, tmp_path / "sweep", asked, trials=3, sampler="random")
+    assert len(records) == 3
+    assert all(record["settings"]["batch_size"] <= 640 for record in records)
+
+
 def test_none_small_enough(idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rounds_lib, "_MOST_REFUSED", 20)
     asked = {"network.blocks": "100..200/4..8"}
@@ -458,15 +478,21 @@ def test_tpe_learns_from_what_it_tried(idx_folder: Path, tmp_path: Path):
         ({"dropout": "0..0.5"}, {"trials": 3, "sampler": "grid"}, "dropout has a range"),
         ({"batch_size": "10..12"}, {"trials": 4}, "there are only 3 different settings"),
         ({"num_epochs": "1,2"}, {"halving": 2}, "do not sweep them"),
-        ({"model": "model3,compact"}, {}, "in the grid: model=model3"),
+        ({"model": "model3,compact"}, {}, "(with model=model3)"),
+        ({"network.blocks": "0..3/4"}, {"trials": 2}, "has '0/4': it must be widths"),
+        ({"network.blocks": "2..3{}/4"}, {"trials": 2}, "it must be widths"),
+        ({"batch_size": "100,700"}, {}, "must not exceed the 640 training images"),
+        ({"network.padding": "0/1/0"}, {}, "network.blocks has 2 blocks"),
+        ({"network.blocks": "1..3/2-2-2-2-2-2-2/4/4/4/4"}, {"trials": 2}, "nothing is left"),
         ({"batch_size": "50,300"}, {"storage": "nosuch://x"}, "--storage nosuch://x"),
     ],
 )
 def test_refused(
     idx_folder: Path, tmp_path: Path, asked: dict[str, str], options: dict[str, Any], words: str
 ):
+    config = tiny(idx_folder, drop_remainder=True)
     with pytest.raises(UserError, match=re.escape(words)) as raised:
-        run(tiny(idx_folder), tmp_path / "sweep", asked, **options)
+        run(config, tmp_path / "sweep", asked, **options)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "sweep").exists() or "storage" in options
 
@@ -532,6 +558,11 @@ def test_locked_while_it_runs(idx_folder: Path, tmp_path: Path):
         pytest.raises(UserError, match="in use by another process"),
     ):
         run(tiny(idx_folder), tmp_path / "sweep", GRID)
+
+
+def test_folders_that_a_database_cannot_lie_in(idx_folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"a%20b.*choose another --workdir"):
+        run(tiny(idx_folder), tmp_path / "a%20b", GRID)
 
 
 def test_a_run_does_not_go_into_a_sweep(idx_folder: Path, tmp_path: Path):

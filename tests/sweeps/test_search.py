@@ -23,7 +23,8 @@ def order(space: Space = GRID, sampler: str = "grid", trials: int = 6, seed: int
 
 
 def opened(folder: Path, order: Order, worker: str = "a", *, shared: bool = False) -> Search:
-    return Search(f"sqlite:///{folder / 'study.db'}", "sweep", order, worker, shared=shared)
+    file = folder / "study.db"
+    return Search(f"sqlite:///{file}" if shared else file, "sweep", order, worker)
 
 
 def study(folder: Path) -> optuna.Study:
@@ -99,8 +100,8 @@ def test_what_was_cut_short_while_asking_is_not_lost(tmp_path: Path, space: Spac
     """Killed between two of the values that a trial gets: a part of it is in the storage."""
     wanted = order(space, "grid" if space is GRID else "random")
     search = opened(tmp_path, wanted)
-    name, distribution = next(iter(search._distributions.items()))
-    search._study.ask({name: distribution})
+    name, dimension = next(iter(space.dimensions.items()))
+    search_lib._suggest(search._study.ask(), name, dimension)
     again = opened(tmp_path, wanted)
     assert again.mine() == []
     trials = again.ask(10)
@@ -137,11 +138,70 @@ def test_a_grid_that_two_began_at_once_is_tried_once(tmp_path: Path):
     assert len(trials) == len(set(values(trials))) == 6
 
 
-def test_of_two_that_asked_for_the_last_one_gets_it(tmp_path: Path):
+def test_of_two_that_asked_for_the_last_one_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     wanted = order(RANGES, "random", 1)
     a, b = (opened(tmp_path, wanted, worker, shared=True) for worker in "ab")
-    a._study.ask(a._distributions)  # and has not come to say whose it is
+    asked = a.ask(1)
+    monkeypatch.setattr(b, "_live", lambda: [])  # as if that had come in between
     assert b.ask(1) == []
+    assert len(asked) == 1
+    assert [trial.state.name for trial in study(tmp_path).trials][1:] == ["FAIL"] * 200
+
+
+ASK_IN_TURN = """
+import sys
+from jaxmnist.sweeps.search import Order, Search
+from jaxmnist.sweeps.space import parse
+
+url, sampler, worker = sys.argv[1:]
+space = parse({"dropout": "0,0.1,0.2,0.3,0.4,0.5,0.6", "batch_size": "16,32,64"})
+search = Search(url, "sweep", Order(space, sampler, 21, 0), worker)
+print("ready", flush=True)
+sys.stdin.readline()
+while asked := search.ask(1):
+    print(asked[0].number, *asked[0].values.values(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [
+        ("sqlite", "grid"),
+        pytest.param("journal", "grid", marks=pytest.mark.long),
+        pytest.param("sqlite", "qmc", marks=pytest.mark.long),
+        pytest.param("sqlite", "random", marks=pytest.mark.long),
+    ],
+)
+def test_processes_that_ask_at_once_get_different_trials(tmp_path: Path, kind: str, sampler: str):
+    """They make the database at once, too."""
+    url = f"sqlite:///{tmp_path / 'study.db'}" if kind == "sqlite" else str(tmp_path / "log")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ASK_IN_TURN, url, sampler, worker],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for worker in "abc"
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    found = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    numbers = [line.split()[0] for lines in found for line in lines]
+    settings = [tuple(line.split()[1:]) for lines in found for line in lines]
+    assert len(set(numbers)) == len(numbers)
+    assert len(set(settings)) == len(settings)
+    assert len(settings) <= 21
+    if sampler == "grid":
+        assert len(settings) == 21
+        assert sum(bool(lines) for lines in found) > 1
 
 
 def gone() -> int:
@@ -202,7 +262,7 @@ def test_a_living_worker_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_journal_file_will_do(tmp_path: Path):
     wanted = order(RANGES, "tpe", 4)
     path = str(tmp_path / "study.journal")
-    searches = [Search(path, "sweep", wanted, worker, shared=True) for worker in "ab"]
+    searches = [Search(path, "sweep", wanted, worker) for worker in "ab"]
     for search in searches:
         for trial in search.ask(2):
             search.finish(trial.number, record(trial), halved=False)
@@ -212,7 +272,7 @@ def test_a_journal_file_will_do(tmp_path: Path):
 @pytest.mark.parametrize("storage", ["sqlite:////nowhere/x.db", "nosuch://x", "/nowhere/x.log"])
 def test_storages_that_cannot_be_used(storage: str):
     with pytest.raises(UserError, match="--storage") as raised:
-        Search(storage, "sweep", order(), "a", shared=True)
+        Search(storage, "sweep", order(), "a")
     assert "\n" not in str(raised.value)
 
 

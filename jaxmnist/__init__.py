@@ -1,8 +1,73 @@
-"""Compact MNIST networks in pure JAX, equal to their PyTorch originals."""
+"""Compact MNIST networks in pure JAX, equal to their PyTorch originals.
+
+classifier, rows = jaxmnist.train("compact_tiny", num_epochs=1)
+digits, probabilities = jaxmnist.load("runs/model3").predict(images)
+"""
 
 import time
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+if TYPE_CHECKING:
+    import os
+
+    from jaxmnist.classifier import Classifier
+    from jaxmnist.config import Config
+    from jaxmnist.runs.workdir import Row
+
+__version__ = "0.3.0"
+
+__all__ = ["load", "train"]
 
 STARTED = time.perf_counter()
 """When the package was imported, before the libraries that take seconds."""
+
+
+def load(
+    source: "str | os.PathLike[str]",
+    *,
+    recipe: "str | os.PathLike[str] | Config | None" = None,
+    checkpoint: str = "last",
+    seed: int | None = None,
+) -> "Classifier":
+    """A trained network.
+
+    Args:
+      source: a run's folder, or a file of weights (.pth, .pt, .safetensors).
+      recipe: what the weights of a file belong to: the name of a packaged recipe, the file of
+        another one, or a configuration.
+      checkpoint: of a run: 'best', 'last' or the number of an epoch.
+      seed: which of a run's seeds; None for the first.
+
+    Raises:
+      jaxmnist.errors.UserError: where there is no such network, naming what is wrong.
+    """
+    from jaxmnist import sources  # late: the libraries below take seconds
+
+    return sources.load(source, recipe, checkpoint, seed)
+
+
+def train(
+    recipe: "str | os.PathLike[str] | Config",
+    workdir: "str | os.PathLike[str] | None" = None,
+    **fields: Any,
+) -> "tuple[Classifier, list[Row]]":
+    """Trains as ``python -m jaxmnist.main`` does.
+
+    Args:
+      recipe: the name of a packaged recipe, the file of another one, or a configuration.
+      workdir: the run's folder, where it is taken up if it is there already; None for one that is
+        removed in the end.
+      **fields: fields of the configuration, with two underscores for a dot:
+        ``train("model3", num_epochs=3, optimizer__learning_rate=0.1)``.
+
+    Returns:
+      The network of the first seed after the last epoch, and a row an epoch and seed, as in
+      metrics.jsonl.
+
+    Raises:
+      jaxmnist.errors.UserError: for a recipe, fields, data or a workdir that cannot be used.
+      jaxmnist.errors.DivergenceError: when the loss stops being finite.
+    """
+    from jaxmnist import sources  # late: the libraries below take seconds
+
+    return sources.train(recipe, workdir, fields)

@@ -151,19 +151,13 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
 
 
 def complete(config: Config) -> None:
-    """Adds the fields that ``config``, written by an older version, lacks, with their defaults."""
-    _complete(config, default_config())
+    """Adds what version 0.2.0 had no fields for, where ``config`` lacks it: the defaults.
 
-
-def _complete(config: Config, defaults: Config) -> None:
-    with config.unlocked():
-        for name, default in defaults.items():
-            if name not in config:
-                config[name] = default
-            elif isinstance(default, ml_collections.ConfigDict) and isinstance(
-                config[name], ml_collections.ConfigDict
-            ):
-                _complete(config[name], default)
+    Nothing is added to what has never been a configuration.
+    """
+    if "model" in config and "network" not in config:
+        with config.unlocked():
+            config.network = default_config().network
 
 
 def validate(config: Config) -> None:

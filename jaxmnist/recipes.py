@@ -3,7 +3,12 @@
 They lie in configs/ of a checkout, which the wheel carries as jaxmnist/configs.
 """
 
+import importlib.util
+import os
 from pathlib import Path
+from typing import Any
+
+from jaxmnist.errors import UserError
 
 
 def _folder() -> Path:
@@ -20,3 +25,25 @@ def names() -> list[str]:
 def path(name: str) -> Path:
     """The file of the recipe ``name``, one of ``names()``."""
     return _folder() / f"{name}.py"
+
+
+def load(recipe: str | os.PathLike[str]) -> Any:
+    """The configuration of a packaged recipe, by name, or of a recipe's file, which goes before.
+
+    Raises:
+      UserError: where there is no such recipe, or it is broken.
+    """
+    given = os.fspath(recipe)
+    if not os.path.isfile(given) and given not in names():
+        raise UserError(
+            f"recipe {given!r} is neither a file nor one of the packaged ones: {', '.join(names())}"
+        )
+    file = given if os.path.isfile(given) else path(given)
+    try:
+        spec: Any = importlib.util.spec_from_file_location("recipe", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config()
+    except Exception as error:  # the recipe is code: it can raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"recipe {file}: {reason}: mend it, or name another") from error

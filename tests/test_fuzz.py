@@ -211,7 +211,7 @@ def forged(draw: st.DrawFn, content: Any) -> Any:
 
 RECIPES = sorted(str(path) for path in (ROOT / "configs").glob("*.py"))
 WORDS = [*models.NETWORKS, *data.SPLITS, "sgd", "adam", "constant", "step", "cosine", "onecycle"]
-WORDS += ["float32", "bfloat16", "mnist", "model3", ""]
+WORDS += ["float32", "bfloat16", "mnist", "model3", "", "blocks", "8-8/16", "0/1", "1", "linear"]
 ODD_TEXT = st.text(max_size=12) | st.sampled_from(
     ["\n", "a\nb", "\r", "\x1b[2J", "\x0c", "\u2028", "²", "٣", "\udc80", "9" * 5000]
 )

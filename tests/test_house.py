@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "jaxmnist"
 FLOORS = (
     ("main", "sweep", "evaluate", "convert"),
     ("cli",),
-    ("sweeps",),
+    ("sources",),
+    ("classifier", "sweeps"),
     ("runs", "export"),
     ("config", "recipes"),
     ("training",),

@@ -171,6 +171,8 @@ class Search:
             for t in before
             if t.state != TrialState.FAIL or _REFUSED in t.user_attrs
         )
+        if self._order.sampler == "grid":
+            return any(equal)
         begun = [t for t in before if t.state not in (TrialState.FAIL, TrialState.WAITING)]
         return any(equal) or len(begun) >= self._order.trials
 

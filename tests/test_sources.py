@@ -1,0 +1,186 @@
+"""The Python API: networks are loaded and trained in a line, and what cannot be is told."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from saved_runs import make_run, tiny_config
+from weight_files import reference, save
+from workdirs import without_timing
+
+import jaxmnist
+from jaxmnist import convert, recipes
+from jaxmnist.classifier import Classifier
+from jaxmnist.config import default_config, flatten
+from jaxmnist.errors import UserError
+from jaxmnist.runs import train as train_lib
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_lib, "_draw", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two seeds, 4 and 5; epochs 2 and 3 are kept."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    make_run(folder, tiny_config(), {1: 10.0, 2: 90.0, 3: 80.0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images_NHW(mnist) -> np.ndarray:
+    return mnist[1].images_NHW[:5]
+
+
+def test_a_run(workdir: Path, images_NHW: np.ndarray):
+    first = jaxmnist.load(workdir)
+    assert flatten(first.config) == flatten(tiny_config())
+    assert repr(first) == f"<Classifier compact_tiny of {workdir}, epoch 3, seed 4>"
+    best = jaxmnist.load(str(workdir), checkpoint="best", seed=5)
+    assert best.source == f"{workdir}, epoch 2, seed 5"
+    assert not np.array_equal(first.logits(images_NHW), best.logits(images_NHW))
+    assert "6,584" in first.summary()
+
+
+def test_images_of_all_kinds(workdir: Path, images_NHW: np.ndarray):
+    classifier = jaxmnist.load(workdir)
+    digits, probabilities = classifier.predict(images_NHW)
+    assert digits.shape == (5,)
+    assert probabilities.shape == (5, 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(1), digits)
+    of_jax = classifier.predict(jnp.asarray(images_NHW))
+    np.testing.assert_array_equal(of_jax.probabilities, probabilities)
+    one = classifier.predict(images_NHW[3])
+    assert one.digits == digits[3]
+    assert one.probabilities.shape == (10,)
+    np.testing.assert_allclose(one.probabilities, probabilities[3], rtol=1e-5)
+    none = classifier.predict(images_NHW[:0])
+    assert (none.digits.shape, none.probabilities.shape) == ((0,), (0, 10))
+
+
+def test_logits_are_those_of_the_network_however_many(workdir: Path, mnist):
+    """In parts of 1,024 images, the last of which is filled up."""
+    classifier = jaxmnist.load(workdir)
+    images_NHW = mnist[1].images_NHW[:1030]
+    variables = {"params": classifier.params, "batch_stats": classifier.batch_stats}
+    expected: Any = classifier.network.apply(variables, jnp.asarray(images_NHW), train=False)
+    np.testing.assert_allclose(classifier.logits(images_NHW), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((2, 28, 28)), "of type float64: they must be uint8"),
+        (np.zeros((2, 28, 28), np.int64), "of type int64"),
+        (np.zeros((28,), np.uint8), "the shape (28,)"),
+        (np.zeros((2, 28, 27), np.uint8), "the shape (2, 28, 27)"),
+        (np.zeros((2, 1, 28, 28), np.uint8), "(N, 28, 28) or (28, 28)"),
+    ],
+)
+def test_images_that_it_does_not_take(workdir: Path, images: np.ndarray, words: str):
+    with pytest.raises(UserError, match=re.escape(words)):
+        jaxmnist.load(workdir).predict(images)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_of_weights(suffix: str, tmp_path: Path, images_NHW: np.ndarray):
+    file = save(tmp_path / f"weights{suffix}", reference("model3").state_dict())
+    convert.import_weights(file, tmp_path / "run", recipes.load("model3"))
+    expected = jaxmnist.load(tmp_path / "run").logits(images_NHW)
+    config = recipes.load("model3")
+    for recipe in ("model3", recipes.path("model3"), config):
+        found = jaxmnist.load(file, recipe=recipe)
+        np.testing.assert_array_equal(found.logits(images_NHW), expected)
+    assert str(file) in repr(found)
+
+
+def test_networks_that_are_not_there(tmp_path: Path):
+    file = save(tmp_path / "weights.pth", reference("model3").state_dict())
+    for source, options, words in (
+        ("nowhere", {}, "nowhere is neither a run's folder nor a file that ends in .pth"),
+        (tmp_path, {}, "holds no run"),
+        (file, {}, "weights.pth needs a recipe"),
+        (file, {"recipe": "compact"}, "weights.pth does not fit compact: "),
+        (file, {"recipe": "vgg"}, "recipe 'vgg' is neither a file nor one of the packaged ones: "),
+        (tmp_path / "none.pth", {"recipe": "model3"}, "none.pth is no file"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)) as raised:
+            jaxmnist.load(source, **options)
+        assert "\n" not in str(raised.value)
+
+
+def test_training_is_that_of_the_command(tmp_path: Path, idx_folder: Path, images_NHW: np.ndarray):
+    fields = {"dataset": str(idx_folder), "split": "train/test", "num_epochs": 1}
+    fields |= {"batch_size": 64, "optimizer__learning_rate": 0.02, "num_seeds": 2}
+    classifier, rows = jaxmnist.train("compact_tiny", tmp_path / "run", **fields)
+    assert isinstance(classifier, Classifier)
+    assert [(row["seed"], row["epoch"]) for row in rows] == [(0, 1), (1, 1)]
+    assert classifier.config.optimizer.learning_rate == 0.02
+    again = jaxmnist.load(tmp_path / "run", seed=0)
+    np.testing.assert_array_equal(again.logits(images_NHW), classifier.logits(images_NHW))
+    # Without a folder, from a configuration: the same.
+    config = recipes.load("compact_tiny")
+    before = flatten(config)
+    nowhere, same_rows = jaxmnist.train(config, **fields)
+    assert without_timing(same_rows) == without_timing(rows)
+    np.testing.assert_array_equal(nowhere.logits(images_NHW), classifier.logits(images_NHW))
+    assert flatten(config) == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "words"),
+    [
+        ("vgg", {}, "recipe 'vgg' is neither"),
+        ("model3", {"learning_rate": 1.0}, "did you mean config.optimizer.learning_rate?"),
+        ("model3", {"num_epochs": "three"}, "config.num_epochs is 'three': it must be of type int"),
+        ("model3", {"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate is -1.0"),
+        ("model3", {"dataset": "nowhere"}, "'nowhere'"),
+    ],
+)
+def test_training_that_cannot_be(recipe: str, fields: dict[str, Any], words: str):
+    with pytest.raises(UserError, match=re.escape(words)):
+        jaxmnist.train(recipe, **fields)
+
+
+@pytest.mark.parametrize("text", ["raise OSError('gone')", "def get_config(: pass", "x = 1"])
+def test_broken_recipes_are_told(text: str, tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"recipe .*mine.py: \w+: .*: mend it"):
+        recipes.load(file)
+
+
+def test_recipes_are_those_of_the_command():
+    config = recipes.load("net8k")
+    assert config.recipe == "net8k"
+    assert set(flatten(config)) == set(flatten(default_config()))
+
+
+@pytest.mark.long
+def test_the_readme_example_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    (right,) = re.findall(r"^(\d\d\.\d\d)% of 10,000 right$", said, re.MULTILINE)
+    assert float(right) > 95
+    assert said.count("6,584") >= 2
+
+
+def test_the_import_is_light():
+    """Neither JAX nor NumPy before they are needed."""
+    heavy = "{'jax', 'numpy', 'flax', 'matplotlib', 'ml_collections'}"
+    code = f"import sys, jaxmnist; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -104,14 +104,15 @@ def test_a_file_of_weights(suffix: str, tmp_path: Path, images_NHW: np.ndarray):
 
 def test_networks_that_are_not_there(tmp_path: Path):
     file = save(tmp_path / "weights.pth", reference("model3").state_dict())
-    for source, options, words in (
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         ("nowhere", {}, "nowhere is neither a run's folder nor a file that ends in .pth"),
         (tmp_path, {}, "holds no run"),
         (file, {}, "weights.pth needs a recipe"),
         (file, {"recipe": "compact"}, "weights.pth does not fit compact: "),
         (file, {"recipe": "vgg"}, "recipe 'vgg' is neither a file nor one of the packaged ones: "),
         (tmp_path / "none.pth", {"recipe": "model3"}, "none.pth is no file"),
-    ):
+    ]
+    for source, options, words in cases:
         with pytest.raises(UserError, match=re.escape(words)) as raised:
             jaxmnist.load(source, **options)
         assert "\n" not in str(raised.value)

@@ -96,7 +96,7 @@ def assert_close(found: Said, expected: Said) -> None:
     np.testing.assert_allclose(found.evaluation, expected.evaluation, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", SHORT)
+@pytest.mark.parametrize("model", [SHORT[0], pytest.param(SHORT[1], marks=pytest.mark.long)])
 def test_three_seeds_in_the_form_for_accelerators_equal_one_in_that_for_a_cpu(
     model: str, trained: Train
 ):

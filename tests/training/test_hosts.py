@@ -77,7 +77,8 @@ def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]
     return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
 
 
-@pytest.mark.parametrize("seeds", [1, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seeds", [1, 4])
 def test_two_processes_equal_one(tmp_path: Path, idx_folder: Path, seeds: int):
     """One seed: each batch over all four devices. Four: a seed each, on two hosts."""
     fields = f"--config.num_seeds={seeds}", "--config.num_epochs=8"

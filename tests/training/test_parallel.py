@@ -261,10 +261,11 @@ def test_split_batches_train_the_same_network(run, parts: int, rest: int):
     "devices",
     [
         {"mesh_seed": 2, "mesh_data": 2},
-        pytest.param({"mesh_seed": 4, "mesh_data": 1}, marks=pytest.mark.long),
+        {"mesh_seed": 4, "mesh_data": 1},
     ],
     ids=lambda devices: "x".join(map(str, devices.values())),
 )
+@pytest.mark.long
 def test_seeds_on_several_devices_equal_single_runs(run, devices: dict[str, int]):
     alone = [run(2, 30, seed=seed, mesh_data=1) for seed in range(4)]
     stacked = jax.tree.map(lambda *leaves: np.concatenate(leaves), *alone)

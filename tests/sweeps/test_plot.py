@@ -1,0 +1,66 @@
+"""sweep.png: every kind of field, with and without seeds, trials that were stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxmnist.sweeps import plot
+from jaxmnist.sweeps.space import parse
+
+ASKED = {
+    "optimizer.learning_rate": "log:0.01..1",
+    "augment.rotate_degrees": "0..15",
+    "schedule.name": "onecycle,cosine",
+    "optimizer.nesterov": "true,false",
+    "network.blocks": "2..9/4",
+}
+VALUES = {
+    "optimizer.learning_rate": lambda number: 0.01 * 10 ** (number / 5),
+    "augment.rotate_degrees": lambda number: number,
+    "schedule.name": lambda number: ("onecycle", "cosine")[number % 2],
+    "optimizer.nesterov": lambda number: number % 3 == 0,
+    "network.blocks": lambda number: f"{2 + number % 8}/4",
+}
+
+
+def record(number: int, fields: list[str], seeds: int, epochs: int) -> dict[str, Any]:
+    mean = 99 + number / 50
+    spread = {"mean": mean, "min": mean, "max": mean, "sd": None, "ci95": None}
+    if seeds > 1:
+        spread |= {"min": mean - 0.1, "max": mean + 0.1, "sd": 0.1, "ci95": 0.3}
+    return {
+        "trial": number,
+        "settings": {field: VALUES[field](number) for field in fields},
+        "params": 1000 + 10 * number,
+        "epochs": epochs,
+        "final_accuracy": spread,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "seeds", "stopped"),
+    [
+        (list(ASKED), 1, 3),
+        (["optimizer.learning_rate", "schedule.name"], 2, 0),
+        (["network.blocks"], 2, 2),
+        (["optimizer.nesterov"], 1, 10),
+    ],
+)
+def test_draw(tmp_path: Path, fields: list[str], seeds: int, stopped: int):
+    space = parse({field: ASKED[field] for field in fields})
+    records = [record(n, fields, seeds, 2 if n < stopped else 9) for n in range(10)]
+    file = tmp_path / "sweep.png"
+    plot.draw(file, records, space, 9, "a title")
+    image = matplotlib.image.imread(file)
+    assert np.asarray(image).shape[0] > 400
+    assert 0.005 < (np.asarray(image)[..., :3].min(-1) < 0.9).mean() < 0.5, "something is drawn"
+
+
+def test_a_single_trial(tmp_path: Path):
+    space = parse({"dropout": "0.1"})
+    single = {**record(0, [], 1, 3), "settings": {"dropout": 0.1}}
+    plot.draw(tmp_path / "sweep.png", [single], space, 3, "")
+    assert (tmp_path / "sweep.png").stat().st_size > 1000

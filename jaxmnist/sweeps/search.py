@@ -31,7 +31,9 @@ SAMPLERS = ("grid", "random", "qmc", "tpe")
 PATIENCE = 300  # seconds: a worker that is silent for so long, on another host, is given up
 _POLL = 2.0
 _MOST_REPEATS = 200
-_OPENINGS = 5  # of a database that others are making at the same time
+_OPENINGS = 8
+# What a database says whose tables others are making at this moment.
+_BEING_MADE = ("already exists", "UNIQUE constraint", "no such table", "is locked", "version")
 _WORKER, _RECORD, _REFUSED = "worker", "record", "refused"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -367,8 +369,9 @@ def _opened(
             return opened, study, told
         except Exception as error:  # whatever the database's driver raises
             reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-            if "already exists" in reason and attempt < _OPENINGS:
-                time.sleep(0.3 * attempt)  # others make its tables at this moment
+            being_made = any(words in reason for words in _BEING_MADE)
+            if being_made and attempt < _OPENINGS:
+                time.sleep(0.3 * attempt)
                 continue
             if "full" in reason or "No space" in reason:
                 raise StorageError(f"{storage}: {reason}: see that the disk has room") from error

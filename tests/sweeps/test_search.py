@@ -202,7 +202,6 @@ def test_processes_that_ask_at_once_get_different_trials(tmp_path: Path, kind: s
     assert len(settings) <= 21
     if sampler == "grid":
         assert len(settings) == 21
-        assert sum(bool(lines) for lines in found) > 1
 
 
 @pytest.mark.parametrize("how", ["process gone", "silent elsewhere"])

@@ -13,27 +13,20 @@ import socket
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-import sqlalchemy
-import sqlalchemy.exc
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
 
-from jaxmnist.errors import StorageError, UserError
 from jaxmnist.sweeps.space import Choices, Dimension, Space, Value
+from jaxmnist.sweeps.storage import opened, storage_errors
 
 SAMPLERS = ("grid", "random", "qmc", "tpe")
 PATIENCE = 300  # seconds: a worker that is silent for so long, on another host, is given up
 _POLL = 2.0
 _MOST_REPEATS = 200
-_OPENINGS = 8
-# What a database says whose tables others are making at this moment.
-_BEING_MADE = ("already exists", "UNIQUE constraint", "no such table", "is locked", "version")
 _WORKER, _RECORD, _REFUSED = "worker", "record", "refused"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -77,8 +70,8 @@ class Search:
         self._order, self._worker = order, worker
         self._shared = isinstance(storage, str)
         self._ids: dict[int, int] = {}
-        self._storage, self._study, self._told = _opened(storage, name)
-        with _storage_errors():
+        self._storage, self._study, self._told = opened(storage, name)
+        with storage_errors():
             self._study.sampler = self._sampler()
             self._clear_up()
             self.beat()
@@ -180,7 +173,7 @@ class Search:
 
     def mine(self) -> list[Trial]:
         """What this worker has asked for and not told yet."""
-        with _storage_errors():
+        with storage_errors():
             return [
                 Trial(trial.number, dict(trial.params))
                 for trial in self._trials()
@@ -189,7 +182,7 @@ class Search:
 
     def still_wanted(self, trial: Trial) -> bool:
         """Whether the study knows it, and has not given it to another worker."""
-        with _storage_errors():
+        with storage_errors():
             known = next((t for t in self._live() if t.number == trial.number), None)
             return known is not None and known.params == trial.values and self._is_mine(known)
 
@@ -197,7 +190,7 @@ class Search:
         """Up to ``count`` further trials; fewer where no more are wanted or there are none."""
         asked: list[Trial] = []
         repeats = 0
-        with _storage_errors():
+        with storage_errors():
             while len(asked) < count and repeats < _MOST_REPEATS:
                 live = self._live()
                 waiting = any(trial.state == TrialState.WAITING for trial in live)
@@ -230,7 +223,7 @@ class Search:
 
     def report(self, number: int, epoch: int, accuracy: float) -> None:
         """Notes the accuracy (percent) of a trial after ``epoch``."""
-        with _storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             trial = self._trial(number)
             if not trial.state.is_finished() and epoch not in trial.intermediate_values:
                 optuna.trial.Trial(self._study, trial._trial_id).report(accuracy, epoch)
@@ -243,7 +236,7 @@ class Search:
         Returns:
           Whether it was told.
         """
-        with _storage_errors():
+        with storage_errors():
             trial = self._trial(number)
             if trial.state.is_finished():
                 return False
@@ -260,14 +253,14 @@ class Search:
 
     def refuse(self, number: int, reason: str) -> None:
         """Ends a trial that is not to be trained; another one takes its place."""
-        with _storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             trial = optuna.trial.Trial(self._study, self._trial(number)._trial_id)
             trial.set_user_attr(_REFUSED, reason)
             self._end(number)
 
     def refused(self) -> list[str]:
         """Why trials were refused, one by one."""
-        with _storage_errors():
+        with storage_errors():
             return [
                 trial.user_attrs[_REFUSED]
                 for trial in self._trials()
@@ -276,7 +269,7 @@ class Search:
 
     def records(self) -> list[dict[str, Any]]:
         """What was told of each finished trial, by number."""
-        with _storage_errors():
+        with storage_errors():
             return [
                 json.loads(trial.user_attrs[_RECORD])
                 for trial in self._live()
@@ -287,7 +280,7 @@ class Search:
         """Says that this worker lives; to be done every now and then."""
         if self._shared:
             sign = {"host": _host(), "pid": os.getpid(), "time": time.time()}
-            with _storage_errors():
+            with storage_errors():
                 self._study.set_user_attr(f"alive:{self._worker}", sign)
 
     def wait_for_others(self) -> bool:
@@ -300,7 +293,7 @@ class Search:
         """
         seen: dict[str, tuple[Any, float]] = {}
         while True:
-            with _storage_errors():
+            with storage_errors():
                 live = self._live()
                 if any(trial.state == TrialState.WAITING for trial in live):
                     return True
@@ -353,87 +346,3 @@ def _is_dead_here(sign: Any) -> bool:
     except OSError:
         pass
     return False
-
-
-def _opened(
-    storage: str | Path, name: str
-) -> tuple[optuna.storages.BaseStorage, optuna.Study, optuna.Study]:
-    """The storage, the study to ask and the study to tell."""
-    for attempt in range(1, _OPENINGS + 1):
-        try:
-            opened = _open(storage)
-            options: dict[str, Any] = {"storage": opened, "study_name": name}
-            study = optuna.create_study(**options, direction="maximize", load_if_exists=True)
-            # Samplers of Optuna's own loop would stop it when they are told the last trial.
-            told = optuna.load_study(**options, sampler=optuna.samplers.RandomSampler())
-            return opened, study, told
-        except Exception as error:  # whatever the database's driver raises
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-            being_made = any(words in reason for words in _BEING_MADE)
-            if being_made and attempt < _OPENINGS:
-                time.sleep(0.3 * attempt)
-                continue
-            if "full" in reason or "No space" in reason:
-                raise StorageError(f"{storage}: {reason}: see that the disk has room") from error
-            if isinstance(storage, Path):
-                raise UserError(
-                    f"{storage}: {reason}: choose another --workdir, or move it away to begin anew"
-                ) from error
-            raise UserError(
-                f"--storage {storage}: {reason}: name one as Optuna takes it, for example "
-                "sqlite:///sweep.db"
-            ) from error
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _open(storage: str | Path) -> optuna.storages.BaseStorage:
-    if isinstance(storage, Path):
-        # Optuna fills in its version between braces, SQLAlchemy options after a question mark.
-        if set("{}?%") & set(str(storage)):
-            raise ValueError("a database cannot lie in a folder with ?, %, { or } in its name")
-        storage = f"sqlite:///{storage}"
-    elif "://" not in storage:
-        return optuna.storages.JournalStorage(JournalFileBackend(storage))
-    if not storage.startswith("sqlite"):
-        return optuna.storages.get_storage(storage)
-    patient = {"connect_args": {"timeout": 60}}  # others may be writing
-    opened = optuna.storages.RDBStorage(storage, engine_kwargs=patient)
-    _take_turns(opened.engine)
-    return opened
-
-
-def _take_turns(engine: sqlalchemy.Engine) -> None:
-    """Makes SQLite's transactions begin with the lock for writing.
-
-    SQLite has no SELECT … FOR UPDATE: two workers would find the same trial waiting, and both have
-    it.
-    """
-
-    @event.listens_for(engine, "connect")
-    def _(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # otherwise Python begins by itself, and later
-
-    @event.listens_for(engine, "begin")
-    def _(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # of connections that have not heard of it
-
-
-@contextlib.contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Turns what the study's storage refuses into a ``StorageError``."""
-    try:
-        yield
-    except (
-        optuna.exceptions.StorageInternalError,
-        sqlalchemy.exc.SQLAlchemyError,
-        json.JSONDecodeError,
-        OSError,
-    ) as error:
-        cause = error.__cause__ or error
-        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
-        raise StorageError(
-            f"the sweep's storage failed ({reason}): see that the disk has room, then start again; "
-            "the sweep goes on from there"
-        ) from error

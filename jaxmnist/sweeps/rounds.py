@@ -7,7 +7,6 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +17,15 @@ from jaxmnist.config import Config, architecture, validate
 from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models, target
 from jaxmnist.runs import assemble, fit
-from jaxmnist.runs.checkpoint import Checkpoints, Record
+from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
 from jaxmnist.runs.workdir import Row, spread
 from jaxmnist.sweeps.board import Board
 from jaxmnist.sweeps.folder import SweepDir
+from jaxmnist.sweeps.outcomes import Outcome, gathered
 from jaxmnist.sweeps.search import Order, Search, Trial
 from jaxmnist.sweeps.space import configured
-from jaxmnist.training import hosts
-from jaxmnist.training.engine import Images, TrainState, over_members
+from jaxmnist.training.engine import Images
 from jaxmnist.training.programs import Programs, on_devices
 
 _MOST_REFUSED = 1000
@@ -54,24 +53,6 @@ def rungs_of(num_epochs: int, halving: int | None) -> list[int]:
     """The epochs after which the best are chosen; the last is the end."""
     parts = (halving**2, halving) if halving else ()
     return sorted({math.ceil(num_epochs / part) for part in parts} | {num_epochs})
-
-
-class _Outcome(NamedTuple):
-    """How far a trial has come, and where its states lie."""
-
-    rows: list[Row]
-    cohort: Cohort
-    folder: Path
-    place: int
-    """Among the trials of the cohort."""
-    seconds: float
-    """Its share of the training."""
-
-    @property
-    def accuracy(self) -> float:
-        """Percent, mean over the seeds, after the newest epoch."""
-        newest = self.rows[-1]["epoch"]
-        return float(np.mean([r["eval_accuracy"] for r in self.rows if r["epoch"] == newest]))
 
 
 Results = Sequence[dict[str, Any]]
@@ -201,8 +182,8 @@ class Rounds:
         ]
 
     def _train(
-        self, group: Sequence[Trial], until: int, before: Mapping[int, _Outcome]
-    ) -> dict[int, _Outcome]:
+        self, group: Sequence[Trial], until: int, before: Mapping[int, Outcome]
+    ) -> dict[int, Outcome]:
         """Trains a population from its newest checkpoint, or from where ``before`` ends."""
         numbers = [trial.number for trial in group]
         configs = [self._configured(trial) for trial in group]
@@ -219,7 +200,7 @@ class Rounds:
                 self._search.beat()
                 programs = self._programs_of(cohort)
                 self._board.begin(names)
-                start = functools.partial(_gathered, cohort, programs, before) if before else None
+                start = functools.partial(gathered, cohort, programs, before) if before else None
                 stage = fit.newest(cohort, programs, checkpoints, start)
                 record = fit.fit(
                     cohort,
@@ -240,7 +221,7 @@ class Rounds:
             begun = earlier.rows[-1]["epoch"] if earlier else 0
             first_seed = (row for row in rows if row["seed"] == rows[0]["seed"])
             seconds += sum(r["seconds"] for r in first_seed if r["epoch"] > begun) / len(numbers)
-            outcomes[number] = _Outcome(rows, cohort, folder, place, seconds)
+            outcomes[number] = Outcome(rows, cohort, folder, place, seconds)
         return outcomes
 
     def update(self, epoch: int, step: int, images: int, loss: float, accuracy: float) -> None:
@@ -275,7 +256,7 @@ class Rounds:
         self._programs[key] = programs  # the newest last
         return programs
 
-    def _finish(self, trial: Trial, outcome: _Outcome, *, halved: bool) -> None:
+    def _finish(self, trial: Trial, outcome: Outcome, *, halved: bool) -> None:
         """Tells a trial's result."""
         config = self._configured(trial)
         params, receptive_field = _size(config)
@@ -319,38 +300,3 @@ def _size(config: Config) -> tuple[int, int]:
     """Parameters and receptive field of the network."""
     layers = analyze.summarize(models.build(architecture(config)))
     return sum(layer.params for layer in layers), layers[-1].receptive_field
-
-
-def _gathered(cohort: Cohort, programs: Programs, before: Mapping[int, _Outcome]) -> fit.Stage:
-    """The states of the cohort's trials out of the populations they were in before."""
-    seeds = cohort.configs[0].num_seeds
-    outcomes = [before[number] for number in cohort.trials or ()]
-    parts: dict[int, TrainState] = {}
-    for folder, same in itertools.groupby(
-        sorted(enumerate(outcomes), key=lambda entry: str(entry[1].folder)),
-        key=lambda entry: entry[1].folder,
-    ):
-        population = list(same)
-        states = _states_in(population[0][1].cohort, folder)
-        for place, outcome in population:
-            first = outcome.place * seeds
-            parts[place] = jax.tree.map(lambda leaf, at=first: leaf[at : at + seeds].copy(), states)
-    rows = [row for outcome in outcomes for row in outcome.rows]
-    joined = jax.tree.map(
-        lambda *leaves: np.concatenate(leaves), *(part for _, part in sorted(parts.items()))
-    )
-    states = jax.tree.map(
-        lambda leaf, abstract: hosts.place(leaf, abstract.sharding),
-        joined,
-        programs.abstract_states,
-    )
-    rows.sort(key=lambda row: row["epoch"])  # as if they had always been together
-    return fit.Stage(states, Record(rows[-1]["epoch"], rows, None, cohort.description))
-
-
-def _states_in(cohort: Cohort, folder: Path) -> TrainState:
-    """The newest states of a population, in host memory."""
-    engine = assemble.engine(cohort.configs[0])
-    abstract_states = jax.eval_shape(over_members(engine.init), cohort.members())
-    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        return hosts.fetch(checkpoints.restore(checkpoints.steps()[-1], abstract_states))

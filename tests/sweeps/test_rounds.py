@@ -387,9 +387,8 @@ def test_halving(idx_folder: Path, tmp_path: Path):
         assert min(accuracies(epoch, chosen)) >= max(accuracies(epoch, alive - chosen))
 
 
-@pytest.mark.parametrize(
-    "segment", [3, *(pytest.param(later, marks=pytest.mark.long) for later in (5, 9))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("segment", [3, 5, 9])
 def test_halving_is_taken_up(idx_folder: Path, tmp_path: Path, segment: int):
     asked = {"optimizer.learning_rate": "0.03,0.1,0.2,0.3"}
     config = tiny(idx_folder, num_epochs=4)

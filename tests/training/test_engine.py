@@ -187,6 +187,7 @@ def test_three_members_equal_three_single_runs(train_set):
     assert np.abs(losses[1] - losses[2]).max() > 1e-4
 
 
+@pytest.mark.long
 def test_members_at_once_equal_members_in_turn(train_set):
     """Accelerators map the members with vmap, CPUs one by one: the results agree."""
     engine, first = make(seed=5)

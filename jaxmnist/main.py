@@ -27,6 +27,7 @@ _USAGE = """Trains one of the compact MNIST networks.
   --workdir DIR    where everything is written; default runs/<name of the recipe>.
                    A run that is there already is taken up where it stopped.
   --restart        begin anew; what is in the workdir is moved aside, not deleted
+  --tensorboard    also write what TensorBoard shows, into the workdir's tensorboard/
   --help           this text
 
 A run of several processes, with a workdir that all of them see; each is started with:
@@ -48,6 +49,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 _RESTART = flags.DEFINE_bool(
     "restart", False, "Begin anew, after moving the workdir aside.", flag_values=_FLAGS
+)
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Also write event files for TensorBoard.", flag_values=_FLAGS
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of the first of several processes.", flag_values=_FLAGS
@@ -81,7 +85,7 @@ def _train() -> None:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     # os.path answers for any string; pathlib raises on '~nobody'.
     workdir = os.path.expanduser(_WORKDIR.value or f"runs/{cli.recipe_name(_FLAGS)}")
-    train.run(_RECIPE.value, Path(workdir), restart=_RESTART.value)
+    train.run(_RECIPE.value, Path(workdir), restart=_RESTART.value, tensorboard=_TENSORBOARD.value)
 
 
 def _recipes() -> str:

@@ -19,12 +19,14 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
+from commands import fresh
 from workdirs import rows_of, wait_for
 
 from jaxmnist import main
 from jaxmnist.config import FIELDS
 from jaxmnist.errors import UserError
 from jaxmnist.runs import saved_run, train
+from jaxmnist.training import parallel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPE = ("--config", str(CONFIGS / "compact_tiny.py"))
@@ -282,7 +284,7 @@ def test_refused_workdirs_are_untouched(outcome: GetOutcome, material: Mapping[s
 def test_help_lists_every_field(outcome: GetOutcome):
     done = outcome("help")
     assert (done.exit_code, done.stderr) == (0, "")
-    for flag in ("config RECIPE", "workdir DIR", "restart", "coordinator HOST:PORT"):
+    for flag in ("config RECIPE", "workdir DIR", "restart", "tensorboard", "coordinator HOST:PORT"):
         assert f"\n  --{flag} " in done.stdout
     for flag in ("num_processes N", "process_id I"):
         assert f"\n  --{flag} " in done.stdout
@@ -580,3 +582,17 @@ def test_unfit_flags_of_several_processes(args: tuple[str, ...], words: str):
 def test_fit_flags_of_several_processes(args: tuple[str, ...]):
     with parsed(*RECIPE, *args):
         pass
+
+
+@RECIPE_LOADER
+@pytest.mark.parametrize(("flags", "wanted"), [((), False), (("--tensorboard",), True)])
+def test_tensorboard_is_passed_on(
+    flags: tuple[str, ...], wanted: bool, monkeypatch: pytest.MonkeyPatch
+):
+    command, argv, run = fresh("main"), ["main", *RECIPE, *flags], mock.Mock()
+    monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks there
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(parallel, "use_every_core", lambda: None)
+    command._parse(argv)
+    command._train()
+    assert run.call_args.kwargs == {"restart": False, "tensorboard": wanted}

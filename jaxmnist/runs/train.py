@@ -17,12 +17,15 @@ from jaxmnist.networks import analyze, models
 from jaxmnist.runs import fit, report
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
+from jaxmnist.runs.tensorboard import EventFiles
 from jaxmnist.runs.workdir import Row, Workdir, spread, storage_errors
 from jaxmnist.training import hosts
 from jaxmnist.training.programs import Programs
 
 
-def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, workdir: Path, *, restart: bool = False, tensorboard: bool = False
+) -> dict[str, Any]:
     """Trains what ``config`` describes and leaves everything in ``workdir``.
 
     A workdir that holds the same run is taken up after its newest checkpoint; of a finished one
@@ -32,12 +35,14 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
       config: see ``config.FIELDS``.
       workdir: folder for config.json, metrics.jsonl, summary.json, checkpoints/ and plots.
       restart: begin anew, after moving what is in the workdir aside.
+      tensorboard: also write tensorboard/, for TensorBoard.
 
     Returns:
       The contents of summary.json.
 
     Raises:
-      UserError: for a configuration, data set or workdir that cannot be used.
+      UserError: for a configuration, data set or workdir that cannot be used; where tensorboardX
+        is wanted and missing.
       DivergenceError: when the loss stops being finite; the epochs before that are on disk.
       StorageError: when the disk fails or is full; earlier checkpoints are still there.
       Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
@@ -47,6 +52,8 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
     cohort = Cohort.of([config], len(train_data))
     mesh = cohort.mesh()
     layers = analyze.summarize(models.build(architecture(config)))
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    events = EventFiles(workdir, seeds, wanted=tensorboard)
     with contextlib.ExitStack() as stack:
         files = Workdir(workdir, config, restart=restart)
         stack.callback(files.close)
@@ -56,7 +63,7 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
         publication = published.comparable(
             config.recipe, config.dataset, config.split, sum(layer.params for layer in layers)
         )
-        if summary := _finished(config, files, checkpoints):
+        if summary := _finished(config, files, checkpoints, events):
             report.say("finished already; --restart moves it aside and begins anew")
             report.say(report.summary_text(summary, publication))
             return summary
@@ -69,7 +76,7 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
             f"{programs.compile_seconds:.1f} s\n"
         )
 
-        stage = _go_on(config, cohort, programs, files, checkpoints)
+        stage = _go_on(config, cohort, programs, files, checkpoints, events)
 
         rows = stage.record.rows
         summary = _summarize(config, layers, rows, programs.compile_seconds)
@@ -78,6 +85,7 @@ def run(config: Config, workdir: Path, *, restart: bool = False) -> dict[str, An
             curve = publication["epochs"] if publication else None
             with storage_errors(files.path):
                 _draw(config, files.path, rows, curve, cohort, eval_data, predictions_SN[0])
+        events.add_figures()
         files.write_summary(summary)  # last: it says that the run has finished
         report.say(report.summary_text(summary, publication))
         report.say(f"everything is in {files.path}")
@@ -97,7 +105,9 @@ def _announce(config: Config, files: Workdir, checkpoints: Checkpoints) -> None:
         report.say(line)
 
 
-def _finished(config: Config, files: Workdir, checkpoints: Checkpoints) -> dict[str, Any] | None:
+def _finished(
+    config: Config, files: Workdir, checkpoints: Checkpoints, events: EventFiles
+) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
     summary, steps = files.read_summary(), checkpoints.steps()
     if summary is None:
@@ -112,12 +122,19 @@ def _finished(config: Config, files: Workdir, checkpoints: Checkpoints) -> dict[
         with contextlib.suppress(KeyError, TypeError, ValueError):  # a damaged one is made again
             report.summary_text(summary, None)
             files.write_metrics(record.rows)
+            events.write(record.rows)
+            events.add_figures()
             return summary
     return None
 
 
 def _go_on(
-    config: Config, cohort: Cohort, programs: Programs, files: Workdir, checkpoints: Checkpoints
+    config: Config,
+    cohort: Cohort,
+    programs: Programs,
+    files: Workdir,
+    checkpoints: Checkpoints,
+    events: EventFiles,
 ) -> fit.Stage:
     """Trains from the newest checkpoint to the last epoch."""
     stage = fit.newest(cohort, programs, checkpoints)
@@ -132,9 +149,11 @@ def _go_on(
         report.say(f"resumed {where}")
     if files.write_metrics(done.rows):
         report.say("metrics.jsonl lacked epochs that the checkpoint has: written again")
+    events.write(done.rows)
 
     def on_epoch(rows: Sequence[Row]) -> None:
         files.append_metrics(rows)
+        events.append(rows)
         report.say(report.epoch_line(rows))
 
     report.say(report.epoch_header())

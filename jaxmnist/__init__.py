@@ -1,7 +1,8 @@
 """Compact MNIST networks in pure JAX, equal to their PyTorch originals.
 
+digits, probabilities = jaxmnist.load("model3").predict(images)
 classifier, rows = jaxmnist.train("compact_tiny", num_epochs=1)
-digits, probabilities = jaxmnist.load("runs/model3").predict(images)
+jaxmnist.save(classifier, "tiny.onnx")
 """
 
 import time
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.3.0"
 
-__all__ = ["load", "train"]
+__all__ = ["load", "save", "train"]
 
 STARTED = time.perf_counter()
 """When the package was imported, before the libraries that take seconds."""
@@ -32,9 +33,10 @@ def load(
     """A trained network.
 
     Args:
-      source: a run's folder, or a file of weights (.pth, .pt, .safetensors).
+      source: a run's folder, a file of weights (.pth, .pt, .safetensors), or the name of a network
+        that comes with the package, one for each recipe: 'model3'. What is on the disk goes before.
       recipe: what the weights of a file belong to: the name of a packaged recipe, the file of
-        another one, or a configuration.
+        another one, or a configuration. Files that ``save`` wrote as .safetensors know it.
       checkpoint: of a run: 'best', 'last' or the number of an epoch.
       seed: which of a run's seeds; None for the first.
 
@@ -44,6 +46,23 @@ def load(
     from jaxmnist import sources  # late: the libraries below take seconds
 
     return sources.load(source, recipe, checkpoint, seed)
+
+
+def save(classifier: "Classifier", file: "str | os.PathLike[str]") -> None:
+    """Writes a trained network in the format that the file's suffix names.
+
+    Args:
+      classifier: as ``load`` and ``train`` return it.
+      file: .safetensors, .pth or .pt for weights by their names in PyTorch, .onnx, .stablehlo, or
+        .html for a page to draw digits on. A file that is there is replaced.
+
+    Raises:
+      jaxmnist.errors.UserError: for another suffix, a library that is not installed, or a place
+        that cannot be written.
+    """
+    from jaxmnist.export import files  # late: the libraries below take seconds
+
+    files.save(classifier, file)
 
 
 def train(

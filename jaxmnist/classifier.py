@@ -1,18 +1,22 @@
 """A trained network at work: digits and probabilities of images."""
 
 import functools
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxmnist
 from jaxmnist.config import Config, architecture
 from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models
 from jaxmnist.networks.models import SIDE
 
-_BATCH = 1024
+_BATCH = 256  # images that go through a core's own cache at once
 
 
 class Prediction(NamedTuple):
@@ -33,12 +37,29 @@ class Classifier:
       params: its parameters.
       batch_stats: the statistics of its batch norms.
       source: where it comes from, in words.
+      metadata: what the files that it is saved in say about it, text by name: model, params,
+        config (JSON), version; as far as it is known seed, epoch, step, recipe and final_accuracy
+        (percent, on what the recipe evaluates on).
     """
 
-    def __init__(self, config: Config, params: Any, batch_stats: Any, source: str):
+    def __init__(
+        self,
+        config: Config,
+        params: Any,
+        batch_stats: Any,
+        source: str,
+        metadata: Mapping[str, str] | None = None,
+    ):
         self.config, self.params, self.batch_stats = config, params, batch_stats
         self.source = source
         self.network = models.build(architecture(config), dtype=jnp.dtype(config.precision))
+        self.metadata = {
+            "config": config.to_json(),
+            "version": jaxmnist.__version__,
+            **(metadata or {}),
+            "model": str(config.model),
+            "params": str(sum(leaf.size for leaf in jax.tree.leaves(params))),
+        }
         self._apply = jax.jit(functools.partial(self.network.apply, train=False))
 
     def __repr__(self) -> str:
@@ -66,17 +87,22 @@ class Classifier:
             )
         if images_NHW.ndim == 2:
             return self.logits(images_NHW[None])[0]
-        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        parts = [images_NHW[first : first + _BATCH] for first in range(0, len(images_NHW), _BATCH)]
         found = [np.zeros((0, 10), np.float32)]
-        for start in range(0, len(images_NHW), _BATCH):
-            part_NHW = images_NHW[start : start + _BATCH]
-            # Of few shapes, each of which is compiled once: the next power of two.
-            size = min(_BATCH, 1 << (len(part_NHW) - 1).bit_length())
-            padded_NHW = np.zeros((size, SIDE, SIDE), np.uint8)
-            padded_NHW[: len(part_NHW)] = part_NHW
-            logits_NK: Any = self._apply(variables, padded_NHW)
-            found.append(np.asarray(logits_NK, np.float32)[: len(part_NHW)])
+        found += map(self._logits_of_part, parts[:1])  # alone: it may have to be compiled
+        with ThreadPoolExecutor(os.cpu_count()) as cores:
+            found += cores.map(self._logits_of_part, parts[1:])
         return np.concatenate(found)
+
+    def _logits_of_part(self, part_NHW: np.ndarray) -> np.ndarray:
+        """Of up to _BATCH images."""
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        # Of few shapes, each of which is compiled once: the next power of two.
+        size = 1 << (len(part_NHW) - 1).bit_length()
+        padded_NHW = np.zeros((size, SIDE, SIDE), np.uint8)
+        padded_NHW[: len(part_NHW)] = part_NHW
+        logits_NK: Any = self._apply(variables, padded_NHW)
+        return np.asarray(logits_NK, np.float32)[: len(part_NHW)]
 
     def predict(self, images: Any) -> Prediction:
         """Digits and probabilities of uint8 images, (N, 28, 28) or (28, 28).
@@ -88,6 +114,14 @@ class Classifier:
         weights_NK = np.exp(logits_NK - logits_NK.max(-1, keepdims=True))
         probabilities_NK = weights_NK / weights_NK.sum(-1, keepdims=True)
         return Prediction(logits_NK.argmax(-1), probabilities_NK)
+
+    def leaves(self, position: int) -> dict[str, np.ndarray]:
+        """Parameters and statistics of the layer at ``position`` of the list, float32 by name."""
+        return {
+            name: np.asarray(array, np.float32)
+            for collection in (self.params, self.batch_stats)
+            for name, array in collection.get(f"layers_{position}", {}).items()
+        }
 
     def summary(self) -> str:
         """The table of layers: outputs, parameters, receptive field."""

@@ -1,6 +1,7 @@
 """The configuration: every field once, with its default, its meaning and what is allowed."""
 
 import difflib
+import json
 import math
 import re
 import textwrap
@@ -150,7 +151,21 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def complete(config: Config) -> None:
+def from_json(text: str) -> Config:
+    """A configuration as files keep it; not checked yet.
+
+    Raises:
+      ValueError: where the text is something else.
+    """
+    try:
+        config = ml_collections.ConfigDict(json.loads(text))
+        _complete(config)
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"no configuration: {error}") from error
+    return config
+
+
+def _complete(config: Config) -> None:
     """Adds what version 0.2.0 had no fields for, where ``config`` lacks it: the defaults.
 
     Nothing is added to what has never been a configuration.

@@ -1,4 +1,4 @@
-"""The command that carries weights from PyTorch to a run and back."""
+"""The command that writes trained networks in other formats, and makes runs of weights."""
 
 if __name__ == "__main__":
     from jaxmnist.runs import signals
@@ -9,40 +9,51 @@ import contextlib
 import os
 import re
 import tempfile
+import textwrap
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from jaxmnist import cli, config
+from jaxmnist import cli, config, sources
 from jaxmnist.errors import StorageError, UserError
-from jaxmnist.export import torch_weights
-from jaxmnist.runs import assemble, saved_run
+from jaxmnist.export import files, torch_weights
+from jaxmnist.runs import assemble
 from jaxmnist.runs.checkpoint import Checkpoints, Record
 from jaxmnist.runs.workdir import Workdir
 from jaxmnist.training.engine import TrainState
 
-_USAGE = """Carries weights from PyTorch to a run and back.
+_USAGE = """Writes a trained network in another format, and makes a run of PyTorch weights.
 
+  python -m jaxmnist.convert --from runs/model3 --to model3.onnx
+  python -m jaxmnist.convert --from model3 --to draw.html
   python -m jaxmnist.convert --config model3 --from weights.pth --to DIR
-  python -m jaxmnist.convert --from DIR --to weights.pth [--checkpoint best|last|EPOCH] [--seed N]
 
-  A file is .pth, .pt (both need PyTorch) or .safetensors. Its tensors are named as those of a
-  torch module that holds the layers in an nn.Sequential called layers: layers.0.weight, …
-  A .pth file with other names is taken too, if its tensors agree in order, kind and shape.
+  --from SOURCE       a run's folder, a file of weights (.pth, .pt, .safetensors), or a network
+                      that comes with the package:
+                      {packaged}
+  --to FILE           its suffix names the format:
+                        .safetensors, .pth, .pt  weights by their names in PyTorch
+                        .onnx                    for onnxruntime and Netron
+                        .stablehlo               for jax.export.deserialize, on CPU, GPU and TPU
+                        .html                    a page to draw digits on; needs a browser only
+                      .onnx needs onnx (pip install 'jaxmnist[convert]'), .pth and .pt PyTorch
+  --to DIR            of a file of weights: a new run, which jaxmnist.main trains on
+  --config RECIPE     name or file of the recipe that a file of weights belongs to. For a run and
+                      for a .safetensors file written here it is known.
+  --checkpoint WHICH  of a run: best, last (the default) or an epoch
+  --seed SEED         which of a run's seeds; default: the first
 
-  --config RECIPE     name or file of the recipe that the weights belong to; jaxmnist.main trains
-                      on from them
-  --from, --to        a file of weights and the folder of a run, in either direction
-  --checkpoint WHICH  of the run: best, last (the default) or an epoch
-  --seed SEED         which of the run's seeds; default: the first
+  Weights are named as those of a torch module that holds the layers in an nn.Sequential called
+  layers: layers.0.weight, … A .pth file with other names is taken too, if its tensors agree in
+  order, kind and shape.
 """
 
 _FLAGS = flags.FlagValues()
 _RECIPE = cli.define_recipe(_FLAGS)
-_FROM = flags.DEFINE_string("from", None, "A file of weights or a run.", flag_values=_FLAGS)
-_TO = flags.DEFINE_string("to", None, "A run or a file of weights.", flag_values=_FLAGS)
+_FROM = flags.DEFINE_string("from", None, "A trained network.", flag_values=_FLAGS)
+_TO = flags.DEFINE_string("to", None, "A file, or a new run.", flag_values=_FLAGS)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "last", "best, last or an epoch.", flag_values=_FLAGS
 )
@@ -80,14 +91,14 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         # Elsewhere until it is whole: a run without its checkpoint would train from scratch.
         with tempfile.TemporaryDirectory(prefix=".convert-", dir=workdir.parent) as folder:
-            files = Workdir(Path(folder) / "run", recipe)
+            run = Workdir(Path(folder) / "run", recipe)
             record = Record(epoch=0, rows=[], partial=None, config=config.flatten(recipe))
             with (
-                contextlib.closing(files),
-                contextlib.closing(Checkpoints(files.checkpoints)) as checkpoints,
+                contextlib.closing(run),
+                contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints,
             ):
                 checkpoints.save(0, jax.tree.map(lambda leaf: leaf[None], state), record)
-            os.replace(files.path, workdir)
+            os.replace(run.path, workdir)
     except OSError as error:
         raise UserError(f"--to {workdir}: {error.strerror or error}: choose another") from error
     except StorageError as error:
@@ -95,26 +106,26 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
     return by_order
 
 
-def export_weights(workdir: Path, file: Path, checkpoint: str, seed: int | None) -> None:
-    """Writes the weights of a run's checkpoint to ``file``, which must not exist yet."""
+def export(
+    source: Path,
+    file: Path,
+    checkpoint: str = "last",
+    seed: int | None = None,
+    recipe: config.Config | None = None,
+) -> None:
+    """Writes a trained network to ``file``, which must not exist yet.
+
+    Args:
+      source, recipe, checkpoint, seed: as in ``jaxmnist.load``.
+      file: its suffix names the format.
+    """
     if os.path.exists(file):
         raise UserError(f"--to {file} exists: choose another name")
-    run = saved_run.load(workdir, checkpoint, seed)
-    state = run.state
-    torch_weights.write(
-        file,
-        torch_weights.to_state_dict(
-            run.engine.network(), state.params, state.batch_stats, int(state.step)
-        ),
-    )
+    files.save(sources.load(source, recipe, checkpoint, seed), file)
 
 
 def _path(value: str | None) -> Path:
     return Path(os.path.expanduser(value or ""))
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix in torch_weights.SUFFIXES
 
 
 def _parse(argv: list[str]) -> None:
@@ -123,24 +134,21 @@ def _parse(argv: list[str]) -> None:
     else:
         cli.parse_flags(argv, _FLAGS)
     if not (_FROM.value and _TO.value):
-        raise UserError("--from and --to are needed: a file of weights and the folder of a run")
-    if _is_weights(_path(_FROM.value)) == _is_weights(_path(_TO.value)):
-        raise UserError(
-            f"--from {_FROM.value} --to {_TO.value}: one must be a file that ends in "
-            f"{', '.join(torch_weights.SUFFIXES)}, the other a folder"
-        )
-    if _is_weights(_path(_FROM.value)) and _RECIPE.value is None:
-        raise UserError("--config is missing: name the recipe that the weights belong to")
+        raise UserError("--from and --to are needed: a trained network and the file to write")
+    source, target = _path(_FROM.value), _path(_TO.value)
+    if target.suffix not in files.SUFFIXES and source.suffix not in torch_weights.SUFFIXES:
+        raise UserError(f"--to {target} must end in {', '.join(files.SUFFIXES)}")
 
 
 def _convert() -> None:
     source, target = _path(_FROM.value), _path(_TO.value)
-    if not _is_weights(source):
-        export_weights(source, target, _CHECKPOINT.value or "last", _SEED.value)
-    elif import_weights(source, target, _RECIPE.value):
+    if target.suffix in files.SUFFIXES:
+        export(source, target, _CHECKPOINT.value or "last", _SEED.value, _RECIPE.value)
+    elif import_weights(source, target, _RECIPE.value or sources.load(source).config):
         print(f"note: the tensors of {source} have other names; they were taken in their order")
     print(f"wrote {target}")
 
 
 if __name__ == "__main__":
-    cli.run(_convert, _parse, _USAGE)
+    packaged = textwrap.fill(", ".join(sources.packaged()), 78).replace("\n", "\n" + " " * 22)
+    cli.run(_convert, _parse, _USAGE.format(packaged=packaged))

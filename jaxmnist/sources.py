@@ -1,4 +1,4 @@
-"""Where a trained network comes from: a run's folder, a file of weights, a new run."""
+"""Where a trained network comes from: a packaged one, a run's folder, a file, a new run."""
 
 import contextlib
 import json
@@ -6,58 +6,128 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
 from jaxmnist import recipes
 from jaxmnist.classifier import Classifier
-from jaxmnist.config import FIELDS, Config, architecture, did_you_mean, validate
+from jaxmnist.config import (
+    FIELDS,
+    Config,
+    architecture,
+    did_you_mean,
+    flatten,
+    from_json,
+    validate,
+)
 from jaxmnist.errors import UserError
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import models
-from jaxmnist.runs import saved_run
-from jaxmnist.runs import train as train_lib
-from jaxmnist.runs.workdir import Row
-from jaxmnist.training import parallel
+
+if TYPE_CHECKING:
+    from jaxmnist.runs.workdir import Row
+
+# Runs and their checkpoints are imported late: a packaged network answers at once without them.
 
 Recipe = str | os.PathLike[str] | Config
 
+WEIGHTS = Path(__file__).parent / "weights"
+"""A file for each recipe, NAME.safetensors, that benchmarks/weights.py writes."""
+
+_HOW_NOT_WHAT = ("seed", "num_seeds", "mesh.", "checkpoint.")
+
+
+def packaged() -> list[str]:
+    """The names of the networks that come with the package, in alphabetical order."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
 
 def load(
-    source: str | os.PathLike[str], recipe: Recipe | None, checkpoint: str, seed: int | None
+    source: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    checkpoint: str = "last",
+    seed: int | None = None,
 ) -> Classifier:
     """See ``jaxmnist.load``."""
     path = Path(os.path.expanduser(source))
     if path.suffix in torch_weights.SUFFIXES:
-        if recipe is None:
-            raise UserError(f"{path} needs a recipe: name the one that the weights belong to")
-        return _of_weights(path, _configuration(recipe))
-    if not path.is_dir():
-        raise UserError(
-            f"{source} is neither a run's folder nor a file that ends in "
-            f"{', '.join(torch_weights.SUFFIXES)}"
-        )
-    run = saved_run.load(path, checkpoint, seed)
-    words = f"{path}, epoch {run.epoch}, seed {run.member.seed}"
-    return Classifier(run.config, run.state.params, run.state.batch_stats, words)
+        return _of_weights(path, recipe)
+    if recipe is not None:
+        raise UserError(f"{source} has a recipe of its own: leave --config, or recipe=, out")
+    if source and os.path.exists(path):  # pathlib raises where a name is too long
+        return _of_run(path, checkpoint, seed)
+    if os.fspath(source) in packaged():
+        return _of_weights(WEIGHTS / f"{source}.safetensors", None)
+    raise UserError(
+        f"{os.fspath(source)!r} is no trained network: name a run's folder, a file that ends in "
+        f"{', '.join(torch_weights.SUFFIXES)}, or one of {', '.join(packaged())}"
+    )
 
 
-def _of_weights(file: Path, config: Config) -> Classifier:
+def _of_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
+    from jaxmnist.runs import saved_run
+
+    run = saved_run.load(folder, checkpoint, seed)
+    alone = run.config.copy_and_resolve_references()
+    alone.seed, alone.num_seeds = int(run.config.seed if seed is None else seed), 1
+    metadata = {"seed": alone.seed, "epoch": run.epoch, "step": run.state.step}
+    metadata["config"] = alone.to_json()
+    if name := recipe_name(run.config):
+        metadata["recipe"] = name
+    if run.row and run.epoch == run.config.num_epochs:
+        metadata["final_accuracy"] = run.row["eval_accuracy"]
+    return Classifier(
+        run.config,
+        run.state.params,
+        run.state.batch_stats,
+        f"{folder}, epoch {run.epoch}, seed {run.member.seed}",
+        {name: str(value) for name, value in metadata.items()},
+    )
+
+
+def _of_weights(file: Path, recipe: Recipe | None) -> Classifier:
+    weights, metadata = torch_weights.read(file), torch_weights.read_metadata(file)
+    if recipe is not None:
+        config, metadata = _configuration(recipe), {}
+    elif "config" in metadata:
+        try:
+            config = from_json(metadata["config"])
+            validate(config)
+        except (ValueError, UserError) as error:
+            raise UserError(
+                f"{file} has no usable configuration ({error}): name its recipe"
+            ) from error
+    else:
+        raise UserError(f"{file} needs a recipe: name the one that they belong to")
     network = models.build(architecture(config))
     in_order = file.suffix != ".safetensors"
-    weights = torch_weights.read(file)
     try:
         params, batch_stats, _ = torch_weights.from_state_dict(network, weights, in_order=in_order)
     except UserError as error:
         raise UserError(f"{file} does not fit {config.model}: {error}") from error
-    return Classifier(config, params, batch_stats, str(file))
+    return Classifier(config, params, batch_stats, str(file), metadata)
+
+
+def recipe_name(config: Config) -> str | None:
+    """The packaged recipe that ``config`` follows, whatever seeds and devices; None for none."""
+
+    def what(config: Config) -> dict[str, Any]:
+        return {k: v for k, v in flatten(config).items() if not k.startswith(_HOW_NOT_WHAT)}
+
+    for name in recipes.names():
+        if what(recipes.load(name)) == what(config):
+            return name
+    return None
 
 
 def train(
     recipe: Recipe, workdir: str | os.PathLike[str] | None, fields: Mapping[str, Any]
-) -> tuple[Classifier, list[Row]]:
+) -> "tuple[Classifier, list[Row]]":
     """See ``jaxmnist.train``."""
+    from jaxmnist.runs import train as train_lib
+    from jaxmnist.training import parallel
+
     config = _configuration(recipe, fields)
     with contextlib.suppress(RuntimeError):  # JAX has its devices already
         parallel.use_every_core()
@@ -67,7 +137,7 @@ def train(
         folder = Path(os.path.expanduser(workdir))
         train_lib.run(config, folder)
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return load(folder, None, "last", None), rows
+        return _of_run(folder, "last", None), rows
 
 
 def _configuration(recipe: Recipe, fields: Mapping[str, Any] | None = None) -> Config:

@@ -13,10 +13,10 @@ from jaxmnist.config import (
     FIELDS,
     Config,
     architecture,
-    complete,
     default_config,
     did_you_mean,
     flatten,
+    from_json,
     help_text,
     validate,
 )
@@ -197,21 +197,34 @@ def test_missing_field_is_named(name: str):
     assert message(config).startswith(f"config.{name} is missing: ")
 
 
+def test_json_round_trip():
+    config = with_values(model="compact", num_epochs=3, optimizer__learning_rate=0.1)
+    assert from_json(config.to_json()).to_dict() == config.to_dict()
+
+
 def test_what_an_older_version_lacks_is_its_default():
     config = default_config()
     config.num_epochs = 3
     expected = flatten(config)
     with config.unlocked():
         del config["network"]
-    complete(config)
-    validate(config)
-    assert flatten(config) == expected
+    found = from_json(config.to_json())
+    validate(found)
+    assert flatten(found) == expected
 
 
 def test_what_was_never_there_is_not_made_up():
-    config = ml_collections.ConfigDict({"seed": 5})
-    complete(config)
-    assert flatten(config) == {"seed": 5}
+    assert flatten(from_json('{"seed": 5}')) == {"seed": 5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "3", '"model3"', "[1, 2]", "[" * 100_000, '{"model"}', '{"a": 1} x'],
+    ids=lambda text: text[:9],
+)
+def test_text_that_is_no_configuration(text: str):
+    with pytest.raises(ValueError, match=r"."):
+        from_json(text)
 
 
 def test_scalar_in_the_place_of_a_group_is_refused():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,9 +30,11 @@ from weight_files import (
     tensors,
 )
 
+import jaxmnist
 from jaxmnist import convert, data
 from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import UserError
+from jaxmnist.export import files
 from jaxmnist.networks import models
 from jaxmnist.runs import saved_run, train
 from jaxmnist.runs.checkpoint import Checkpoints
@@ -94,7 +97,7 @@ def test_torch_to_run_and_back(model: str, tmp_path: Path, mnist):
     counters = {key: torch.tensor(0) for key in expected if key.endswith("num_batches_tracked")}
     for suffix in SUFFIXES:
         file = tmp_path / f"back{suffix}"
-        convert.export_weights(tmp_path / "run", file, "last", None)
+        convert.export(tmp_path / "run", file)
         assert_equal(load(file), {**expected, **counters})
         TORCH_NETWORKS[model](0.0).load_state_dict(load(file), strict=True)
     convert.import_weights(tmp_path / "back.safetensors", tmp_path / "again", recipe(model))
@@ -113,7 +116,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_to_torch_and_back(trained: Path, seed: int, suffix: str, tmp_path: Path, mnist):
     before = files_below(trained)
     file = tmp_path / f"weights{suffix}"
-    convert.export_weights(trained, file, "last", seed)
+    convert.export(trained, file, seed=seed)
     assert files_below(trained) == before
     assert list(tmp_path.iterdir()) == [file]
     network = TORCH_NETWORKS["compact_tiny"](0.1)
@@ -136,7 +139,7 @@ def test_run_to_torch_and_back(trained: Path, seed: int, suffix: str, tmp_path: 
 @pytest.mark.parametrize(("checkpoint", "epoch"), [("best", 2), ("last", 3), ("3", 3)])
 def test_checkpoint_to_export(checkpoint: str, epoch: int, tmp_path: Path):
     make_run(tmp_path / "run", tiny_config(), {1: 50.0, 2: 90.0, 3: 70.0})
-    convert.export_weights(tmp_path / "run", tmp_path / "weights.pth", checkpoint, None)
+    convert.export(tmp_path / "run", tmp_path / "weights.pth", checkpoint)
     assert load(tmp_path / "weights.pth")["layers.1.num_batches_tracked"] == 10 * epoch
 
 
@@ -317,7 +320,7 @@ def test_exports_that_a_run_has_not(
     trained: Path, checkpoint: str, seed: int | None, words: str, suffix: str, tmp_path: Path
 ):
     with pytest.raises(UserError, match=words):
-        convert.export_weights(trained, tmp_path / f"weights{suffix}", checkpoint, seed)
+        convert.export(trained, tmp_path / f"weights{suffix}", checkpoint, seed)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,18 +334,37 @@ def test_unfit_targets_of_an_export_are_untouched(
     (tmp_path / "file").write_text("mine")
     before = files_below(tmp_path)
     with pytest.raises(UserError) as raised:
-        convert.export_weights(trained, tmp_path / f"{target}{suffix}", "last", None)
+        convert.export(trained, tmp_path / f"{target}{suffix}")
     assert str(raised.value).isprintable()
     assert files_below(tmp_path) == before
 
 
-@pytest.mark.parametrize("source", ["none", "empty", "file"])
-def test_exports_of_no_run(source: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("none", "none' is no trained network"),
+        ("empty", "empty holds no run"),
+        ("file", "file holds no run"),
+        ("none.pth", r"none\.pth is no file"),
+    ],
+)
+def test_exports_of_no_network(source: str, words: str, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
     before = files_below(tmp_path)
-    with pytest.raises(UserError, match="holds no run"):
-        convert.export_weights(tmp_path / source, tmp_path / "weights.pth", "last", None)
+    with pytest.raises(UserError, match=words) as raised:
+        convert.export(tmp_path / source, tmp_path / "weights.pth")
+    assert "\n" not in str(raised.value)
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".onnx", ".stablehlo"])
+def test_an_export_replaces_nothing(suffix: str, tmp_path: Path):
+    """Unlike ``jaxmnist.save``; it is refused before the network is read."""
+    (tmp_path / f"mine{suffix}").write_text("mine")
+    before = files_below(tmp_path)
+    with pytest.raises(UserError, match=f"--to .*mine{suffix} exists: choose another name"):
+        convert.export(tmp_path / "none", tmp_path / f"mine{suffix}")
     assert files_below(tmp_path) == before
 
 
@@ -362,12 +384,12 @@ def parsed(*args: str):
         ((), "--from and --to are needed"),
         (("--from=run",), "--from and --to are needed"),
         (("--from=", "--to=w.pth"), "--from and --to are needed"),
-        (("--from=a", "--to=b"), r"--from a --to b: .*\.safetensors"),
-        (("--from=run", "--to=w.h5"), r"w\.h5: .*\.pth, \.pt, \.safetensors"),
-        (("--from=run", "--to=w.PTH"), r"w\.PTH"),
-        (("--from=a.pth", "--to=b.safetensors"), "the other a folder"),
-        (("--from=w.pth", "--to=run"), "--config is missing"),
-        (("--from=w.pth", "--to=configs"), "--config is missing: name the recipe"),
+        (("--from=a", "--to=b"), r"--to b must end in .*\.safetensors.*\.onnx, \.stablehlo"),
+        (("--from=run", "--to=w.h5"), r"w\.h5 must end in \.pth, \.pt, \.safetensors"),
+        (("--from=run", "--to=w.PTH"), r"w\.PTH must end in"),
+        (("--from=model3", "--to=run"), "--to run must end in"),
+        (("--from=w.onnx", "--to=run"), "--to run must end in"),
+        (("--config=vgg", "--from=w.pth", "--to=run"), "'vgg' is neither a file nor one of"),
         (("--from=run", "--to=w.pth", "--seed=x"), "seed"),
         (("--from=run", "--to=w.pth", "--epoch=1"), "'epoch'"),
         (("--from=run", "--to=w.pth", "more"), "'more'"),
@@ -380,11 +402,63 @@ def test_unfit_flags(args: tuple[str, ...], words: str):
 
 
 @pytest.mark.parametrize("name", ["configs", "config", "config-a.pth"])
-def test_paths_may_look_like_a_flag(name: str, trained: Path):
+def test_paths_may_look_like_a_flag(name: str):
     """An export needs no --config, whatever its paths are called."""
     paths = (name, "run") if name.endswith(".pth") else ("weights.pth", name)
     with parsed("--to", paths[0], "--from", paths[1], "--seed", "5"):
         assert convert._SEED.value == 5
+
+
+def converted(*args: object) -> None:
+    """What the command does, in this process."""
+    with parsed(*map(str, args)):
+        convert._convert()
+
+
+@pytest.mark.parametrize("target", ["run", "again.safetensors", "net.onnx", "net.stablehlo"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_a_torch_file_without_its_recipe(suffix: str, target: str, tmp_path: Path):
+    file = save(tmp_path / f"weights{suffix}", tensors())
+    with pytest.raises(UserError, match=f"weights{suffix} needs a recipe: name "):
+        converted("--from", file, "--to", tmp_path / target)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_weights_to_each_other(suffix: str, tmp_path: Path):
+    """Other names become torch's; the batch counters begin anew."""
+    given, file = tensors("compact"), tmp_path / f"again{suffix}"
+    torch.save(other_names(given), tmp_path / "named.pth")
+    convert.export(tmp_path / "named.pth", file, recipe=recipe("compact"))
+    expected = {
+        key: torch.tensor(0) if key.endswith("num_batches_tracked") else tensor
+        for key, tensor in given.items()
+    }
+    assert_equal(load(file), expected)
+
+
+def test_a_run_becomes_a_file_that_becomes_a_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Without a recipe: the file knows the run's, with the one seed that it holds."""
+    file, back = tmp_path / "mine.safetensors", tmp_path / "run"
+    converted("--from", trained, "--to", file, "--seed=5", "--checkpoint=2")
+    converted("--from", file, "--to", back)
+    assert capsys.readouterr().out == f"wrote {file}\nwrote {back}\n"
+    found, expected = saved_run.load(back), saved_run.load(trained, "2", 5)
+    assert flatten(found.config) == flatten(tiny_config(seed=5, num_seeds=1))
+    jax.tree.map(np.testing.assert_array_equal, found.state.params, expected.state.params)
+    assert (found.epoch, int(found.state.step)) == (0, 0)
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".onnx", ".stablehlo"])
+def test_packaged_networks_are_exported_by_name(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    converted("--from=compact_tiny", "--to", tmp_path / f"tiny{suffix}")
+    assert capsys.readouterr().out == f"wrote {tmp_path}/tiny{suffix}\n"
+    (file,) = tmp_path.iterdir()
+    assert 4 * 6584 < file.stat().st_size < 100_000
 
 
 class Outcome(NamedTuple):
@@ -411,6 +485,7 @@ MODEL3 = ("--config", str(CONFIGS / "model3.py"))
 COMMANDS: dict[str, tuple[str, ...]] = {
     "import": (*MODEL3, "--config.seed=7", "--from", "HERE/named.pth", "--to", "HERE/imported"),
     "export": ("--to=HERE/exported.safetensors", "--from=HERE/run", "--seed=5", "--checkpoint=2"),
+    "packaged": ("--from", "model3", "--to", "HERE/model3.onnx"),
     "code": (*MODEL3, "--from", "HERE/code.pth", "--to", "HERE/refused"),
 }
 
@@ -448,15 +523,22 @@ def test_command_imports(outcomes: Mapping[str, Outcome], material: Path):
 def test_command_exports(outcomes: Mapping[str, Outcome], material: Path):
     file = material / "exported.safetensors"
     assert outcomes["export"] == Outcome(0, f"wrote {file}\n", "")
-    convert.export_weights(material / "run", material / "again.safetensors", "2", 5)
+    convert.export(material / "run", material / "again.safetensors", "2", 5)
     assert_equal(load_file(file), load_file(material / "again.safetensors"))
+
+
+def test_command_exports_a_packaged_network(outcomes: Mapping[str, Outcome], material: Path):
+    file = material / "model3.onnx"
+    assert outcomes["packaged"] == Outcome(0, f"wrote {file}\n", "")
+    metadata = {entry.key: entry.value for entry in onnx.load(str(file)).metadata_props}
+    assert metadata == jaxmnist.load("model3").metadata
 
 
 def test_help_names_every_flag():
     for name in ("config", "from", "to", "checkpoint", "seed"):
         assert name in convert._FLAGS
         assert f"--{name}" in convert._USAGE
-    for suffix in SUFFIXES:
+    for suffix in files.SUFFIXES:
         assert suffix in convert._USAGE
 
 

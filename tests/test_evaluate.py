@@ -186,8 +186,8 @@ def test_label_smoothing_is_that_of_the_run(tmp_path: Path, idx_folder: Path, mn
         (("--workdir=RUN", "--steps=3"), "'steps'"),
         (("--workdir=RUN", "--json=maybe"), "json"),
         (("RUN",), "unexpected argument"),
-        (("--workdir=",), "--workdir"),
-        (("--workdir=nowhere",), "--workdir nowhere holds no run"),
+        (("--workdir=",), "holds no run"),
+        (("--workdir=nowhere",), "nowhere holds no run"),
         (("--workdir=" + "x" * 300,), "holds no run"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
@@ -267,7 +267,7 @@ def test_command_refuses_in_one_line(outcomes: Mapping[str, Outcome]):
 
 
 def test_empty_folder_is_no_run(tmp_path: Path, score):
-    with pytest.raises(UserError, match=f"--workdir {tmp_path} holds no run"):
+    with pytest.raises(UserError, match=f"{tmp_path} holds no run"):
         score("--workdir", tmp_path)
 
 

@@ -37,6 +37,7 @@ import torch
 from commands import fresh
 from hypothesis import strategies as st
 
+import jaxmnist
 from jaxmnist import config, convert, data
 from jaxmnist.errors import UserError
 from jaxmnist.export import torch_weights
@@ -408,9 +409,7 @@ MISFIT = ("is missing", "is unexpected", "has shape", "holds")
 
 
 def saved(name: str) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        torch_weights.write(Path(folder) / name, STATE_DICT)
-        return (Path(folder) / name).read_bytes()
+    return torch_weights.content(Path(name), STATE_DICT, {})
 
 
 def legacy() -> bytes:
@@ -736,7 +735,7 @@ def test_forged_checkpoints(kept: Path, drawn: st.DataObject):
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of imported weights, not to be changed."""
     folder = tmp_path_factory.mktemp("imported")
-    torch_weights.write(folder / "weights.safetensors", STATE_DICT)
+    (folder / "weights.safetensors").write_bytes(SAFETENSORS)
     recipe = config.default_config()
     recipe.model = "compact_tiny"
     convert.import_weights(folder / "weights.safetensors", folder / "run", recipe)
@@ -771,3 +770,25 @@ def test_configs_of_saved_runs(imported: Path, drawn: st.DataObject, wanted: str
         if found:
             kernel = found.state.params["layers_0"]["kernel"]
             assert bool((np.asarray(kernel) == 0.5).all())
+
+
+OTHERS = st.dictionaries(st.sampled_from(["step", "params"]), ODD_TEXT)
+
+
+@fuzz(150, least=10, drawn=st.data(), others=OTHERS)
+def test_metadata_of_weights(imported: Path, drawn: st.DataObject, others: dict[str, str]) -> bool:
+    """What can be loaded can be saved again."""
+    written = drawn.draw(bad_configs((imported / "config.json").read_bytes()))
+    metadata = {
+        name: text.encode(errors="replace").decode()
+        for name, text in (others | {"config": written.decode(errors="replace")}).items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "given.safetensors"
+        file.write_bytes(torch_weights.content(file, STATE_DICT, metadata))
+        found = outcome(lambda: jaxmnist.load(file), str(file))
+        if found:
+            assert bool((np.asarray(found.params["layers_0"]["kernel"]) == 0.5).all())
+            jaxmnist.save(found, file)
+            assert jaxmnist.load(file).metadata == found.metadata
+    return bool(found)

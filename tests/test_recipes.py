@@ -104,8 +104,10 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path: Path):
     (wheel,) = wheels.iterdir()
     assert wheel.name == f"jaxmnist-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
-        packaged = {name for name in archive.namelist() if name.startswith("jaxmnist/configs/")}
-    assert packaged == {f"jaxmnist/configs/{name}.py" for name in recipes.names()}
+        packaged = set(archive.namelist())
+    for part, suffix in (("configs", ".py"), ("weights", ".safetensors")):
+        expected = {f"jaxmnist/{part}/{name}{suffix}" for name in recipes.names()}
+        assert {name for name in packaged if name.startswith(f"jaxmnist/{part}/")} == expected
 
     # The libraries are those of this environment; a folder in a .pth file brings no .pth files of
     # its own, so an editable installation of the checkout stays behind.

@@ -1,6 +1,8 @@
 """The Python API: networks are loaded and trained in a line, and what cannot be is told."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +11,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 from saved_runs import make_run, tiny_config
-from weight_files import reference, save
+from weight_files import reference, save, tensors
 from workdirs import without_timing
 
 import jaxmnist
-from jaxmnist import convert, recipes
+from jaxmnist import convert, recipes, sources
 from jaxmnist.classifier import Classifier
-from jaxmnist.config import default_config, flatten
+from jaxmnist.config import default_config, flatten, from_json
 from jaxmnist.errors import UserError
 from jaxmnist.runs import train as train_lib
 
@@ -105,7 +108,15 @@ def test_a_file_of_weights(suffix: str, tmp_path: Path, images_NHW: np.ndarray):
 def test_networks_that_are_not_there(tmp_path: Path):
     file = save(tmp_path / "weights.pth", reference("model3").state_dict())
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        ("nowhere", {}, "nowhere is neither a run's folder nor a file that ends in .pth"),
+        (
+            "nowhere",
+            {},
+            "'nowhere' is no trained network: name a run's folder, a file that ends in",
+        ),
+        ("model4", {}, "or one of compact, compact_sgd, compact_tiny, "),
+        ("", {}, "'' is no trained network"),
+        ("a\nb", {}, "'a\\nb' is no trained network"),
+        ("x" * 300, {}, "is no trained network"),
         (tmp_path, {}, "holds no run"),
         (file, {}, "weights.pth needs a recipe"),
         (file, {"recipe": "compact"}, "weights.pth does not fit compact: "),
@@ -116,6 +127,96 @@ def test_networks_that_are_not_there(tmp_path: Path):
         with pytest.raises(UserError, match=re.escape(words)) as raised:
             jaxmnist.load(source, **options)
         assert "\n" not in str(raised.value)
+
+
+def test_what_is_on_the_disk_goes_before_a_packaged_name(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert jaxmnist.load("compact_tiny").metadata["recipe"] == "compact_tiny"
+    shutil.copytree(workdir, "compact_tiny")
+    assert jaxmnist.load("compact_tiny").source == "compact_tiny, epoch 3, seed 4"
+    Path("model3").mkdir()
+    with pytest.raises(UserError, match="model3 holds no run"):
+        jaxmnist.load("model3")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "seed", "expected"),
+    [
+        ("last", None, {"seed": "4", "epoch": "3", "step": "30", "final_accuracy": "80.0"}),
+        ("best", 5, {"seed": "5", "epoch": "2", "step": "20"}),
+    ],
+)
+def test_what_is_known_of_a_run(
+    workdir: Path, checkpoint: str, seed: int | None, expected: dict[str, str]
+):
+    """The accuracy of the last epoch alone is final; the configuration is of that seed alone."""
+    known = dict(jaxmnist.load(workdir, checkpoint=checkpoint, seed=seed).metadata)
+    alone = tiny_config(seed=int(expected["seed"]), num_seeds=1)
+    assert flatten(from_json(known.pop("config"))) == flatten(alone)
+    version = jaxmnist.__version__
+    assert known == expected | {"model": "compact_tiny", "params": "6584", "version": version}
+
+
+def test_runs_of_a_packaged_recipe_are_known_by_it(tmp_path: Path):
+    """Whatever their seeds and devices; another number of epochs is another recipe."""
+    config = recipes.load("model1")
+    config.update_from_flattened_dict(
+        {"seed": 7, "num_seeds": 2, "mesh.data": 1, "checkpoint.keep": 9}
+    )
+    make_run(tmp_path / "run", config, {1: 50.0})
+    assert jaxmnist.load(tmp_path / "run").metadata["recipe"] == "model1"
+    config.num_epochs = 3
+    assert sources.recipe_name(config) is None
+    assert [sources.recipe_name(recipes.load(name)) for name in recipes.names()] == recipes.names()
+
+
+def test_weights_that_know_their_recipe(workdir: Path, tmp_path: Path, images_NHW: np.ndarray):
+    """What they say does not hold where another recipe is named."""
+    file = tmp_path / "mine.safetensors"
+    jaxmnist.save(jaxmnist.load(workdir, seed=5), file)
+    found, expected = jaxmnist.load(file), jaxmnist.load(workdir, seed=5)
+    np.testing.assert_array_equal(found.logits(images_NHW), expected.logits(images_NHW))
+    assert found.metadata == expected.metadata
+    assert found.config.seed == 5
+    renamed = jaxmnist.load(file, recipe="compact_tiny")
+    assert flatten(renamed.config) == flatten(recipes.load("compact_tiny"))
+    assert set(renamed.metadata) == {"model", "params", "config", "version"}
+    np.testing.assert_array_equal(renamed.logits(images_NHW), expected.logits(images_NHW))
+
+
+def config_json(**fields: Any) -> str:
+    return json.dumps(recipes.load("model3").to_dict() | fields)
+
+
+# What stands where the configuration should, and what the complaint must say.
+USELESS = {
+    "nothing": ("", "no usable configuration ("),
+    "a name": ("model3", "no usable configuration ("),
+    "a list": ("[1, 2]", "no usable configuration ("),
+    "null": ("null", "no usable configuration (config."),
+    "deep": ("[" * 100_000, "no usable configuration ("),
+    "another library's": ('{"architectures": ["ViT"]}', "(config.architectures is unknown"),
+    "a bad value": (config_json(num_epochs=0), "(config.num_epochs is 0"),
+    "an unknown model": (config_json(model="vgg"), "(config.model is 'vgg'"),
+    "a bad name": (config_json(**{"a\nb": 1}), r"(config.a\nb is unknown"),
+    "another network's": (config_json(model="model1"), "does not fit model1: "),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), USELESS.values(), ids=list(USELESS))
+def test_weights_whose_configuration_is_of_no_use(text: str, words: str, tmp_path: Path):
+    """They are taken with a recipe."""
+    file = tmp_path / "weights.safetensors"
+    save_file(tensors(), file, {"config": text, "seed": "five"})
+    with pytest.raises(UserError, match=re.escape(f"{file} ")) as raised:
+        jaxmnist.load(file)
+    message = str(raised.value)
+    assert words in message
+    assert message.isprintable()
+    assert message.endswith(": name its recipe") or "does not fit" in message
+    assert jaxmnist.load(file, recipe="model3").metadata["params"] == "7784"
 
 
 def test_training_is_that_of_the_command(tmp_path: Path, idx_folder: Path, images_NHW: np.ndarray):
@@ -183,5 +284,15 @@ def test_the_import_is_light():
     """Neither JAX nor NumPy before they are needed."""
     heavy = "{'jax', 'numpy', 'flax', 'matplotlib', 'ml_collections'}"
     code = f"import sys, jaxmnist; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_packaged_network_needs_little():
+    """Neither PyTorch nor ONNX, nor what runs are made of."""
+    heavy = "{'torch', 'onnx', 'matplotlib', 'orbax', 'optax'}"
+    code = (
+        f"import sys, jaxmnist; jaxmnist.load('model3'); print(sorted({heavy} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -284,7 +284,7 @@ def test_weights_trained_here_score_the_same_in_torch(mnist, tmp_path):
     config = torch_parity.load_recipe("model3")
     config.num_epochs = 1
     summary = train_lib.run(config, tmp_path / "run")
-    convert.export_weights(tmp_path / "run", tmp_path / "trained.pth", "last", None)
+    convert.export(tmp_path / "run", tmp_path / "trained.pth")
     network = TORCH_NETWORKS["model3"](0.0)
     network.load_state_dict(torch.load(tmp_path / "trained.pth", weights_only=True), strict=True)
     correct = round(summary["final_accuracy"]["mean"] * len(test) / 100)

@@ -4,7 +4,6 @@ The names are those of a ``torch.nn.Module`` that holds the network's layers in 
 ``nn.Sequential`` called ``layers``: ``layers.0.weight``, ``layers.1.running_mean``…
 """
 
-import contextlib
 import importlib
 import io
 import os
@@ -171,6 +170,22 @@ def _read_safetensors(file: Path) -> StateDict:
     }
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a .safetensors file says of its tensors; of others nothing.
+
+    Raises:
+      UserError: where there is no such file, or it holds something else.
+    """
+    if file.suffix != ".safetensors":
+        return {}
+    safetensors = _import("safetensors", file)
+    try:
+        with safetensors.safe_open(file, framework="numpy") as content:
+            return content.metadata() or {}
+    except Exception as error:  # the file can be anything
+        raise _unreadable(file, error) from error
+
+
 def _read_torch(file: Path) -> StateDict:
     torch = _import("torch", file)
     try:
@@ -204,23 +219,17 @@ def _unreadable(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} does not hold plain tensors{reason}: save model.state_dict()")
 
 
-def write(file: Path, state_dict: StateDict) -> None:
-    """Writes a file that torch (or safetensors, by the suffix) loads; complete or not at all."""
+def content(file: Path, state_dict: StateDict, metadata: Mapping[str, str]) -> bytes:
+    """What a file of that name holds, for torch or safetensors to load.
+
+    Only safetensors has a place for ``metadata``: a .pth file holds the ``state_dict`` alone.
+    """
     if file.suffix == ".safetensors":
-        content = _import("safetensors.numpy", file).save(dict(state_dict))
-    else:
-        torch = _import("torch", file)
-        stream = io.BytesIO()
-        torch.save({key: torch.tensor(array) for key, array in state_dict.items()}, stream)
-        content = stream.getvalue()
-    partial = file.with_name(file.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"--to {file}: {error.strerror or error}: choose another place") from error
+        return _import("safetensors.numpy", file).save(dict(state_dict), dict(metadata))
+    torch = _import("torch", file)
+    stream = io.BytesIO()
+    torch.save({key: torch.tensor(array) for key, array in state_dict.items()}, stream)
+    return stream.getvalue()
 
 
 def _import(module: str, file: Path) -> Any:

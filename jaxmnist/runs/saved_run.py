@@ -12,7 +12,7 @@ from jaxmnist.errors import UserError
 from jaxmnist.runs import assemble
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
-from jaxmnist.runs.workdir import CHECKPOINTS, read_config
+from jaxmnist.runs.workdir import CHECKPOINTS, Row, read_config
 from jaxmnist.training.engine import Engine, TrainState, over_members
 from jaxmnist.training.population import Member
 
@@ -25,6 +25,8 @@ class SavedRun(NamedTuple):
     member: Member
     """Its schedule is a placeholder."""
     epoch: int
+    row: Row | None
+    """The metrics of that epoch; None where nothing was trained, or within an epoch."""
     state: TrainState
     """Without that of the optimizer."""
 
@@ -60,10 +62,12 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
         step = _find(checkpoints, checkpoint, workdir)
         for line in checkpoints.damaged:
             print(f"note: {line}", file=sys.stderr)
-        epoch = checkpoints.record(step).epoch
+        record = checkpoints.record(step)
         abstract_states = jax.eval_shape(over_members(engine.init), members)
         states = checkpoints.restore_networks(step, abstract_states)
-    return SavedRun(config, engine, member, epoch, jax.tree.map(lambda leaf: leaf[index], states))
+    rows = {(row["seed"], row["epoch"]): row for row in record.rows if not record.partial}
+    state = jax.tree.map(lambda leaf: leaf[index], states)
+    return SavedRun(config, engine, member, record.epoch, rows.get((seed, record.epoch)), state)
 
 
 def _find(checkpoints: Checkpoints, name: str, workdir: Path) -> int:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import ml_collections
 import numpy as np
 from scipy import special  # scipy.stats would take half a second to import
 
-from jaxmnist.config import Config, complete, flatten, validate
+from jaxmnist.config import Config, flatten, from_json, validate
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.training import hosts, optim
 
@@ -193,7 +192,7 @@ def read_config(path: Path) -> Config:
       UserError: where there is no run, or its configuration is damaged.
     """
     if not os.path.isfile(path / _CONFIG):  # pathlib raises where a name is too long
-        raise UserError(f"--workdir {path} holds no run: name a folder that has a {_CONFIG}")
+        raise UserError(f"{path} holds no run: name a folder that has a {_CONFIG}")
     config = _read_config(path / _CONFIG, "mend it or name another run")
     validate(config)
     return config
@@ -201,10 +200,8 @@ def read_config(path: Path) -> Config:
 
 def _read_config(file: Path, remedy: str) -> Config:
     try:
-        config = ml_collections.ConfigDict(json.loads(file.read_text()))
-        complete(config)
-        return config
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        return from_json(file.read_text())
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a run's configuration: {remedy}") from error
 
 

@@ -1,6 +1,5 @@
 """Weights between Flax and PyTorch: names, layouts, files, and what is refused."""
 
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -44,6 +43,11 @@ def take(given: Mapping[str, np.ndarray], *, in_order: bool = False, model: str 
     return torch_weights.from_state_dict(network(model), given, in_order=in_order)
 
 
+def write(file: Path, state_dict: Mapping[str, np.ndarray], **metadata: str) -> Path:
+    file.write_bytes(torch_weights.content(file, state_dict, metadata))
+    return file
+
+
 def complaint(given: Mapping[str, np.ndarray], *, in_order: bool = False) -> str:
     with pytest.raises(UserError) as raised:
         take(given, in_order=in_order)
@@ -78,8 +82,7 @@ def test_round_trip_through_every_file(model: str, tmp_path: Path):
         leaves = jax.tree.leaves((params, batch_stats))
         assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
         back = torch_weights.to_state_dict(network(model), params, batch_stats, step=321)
-        torch_weights.write(tmp_path / f"out{suffix}", back)
-        found = load(tmp_path / f"out{suffix}")
+        found = load(write(tmp_path / f"out{suffix}", back, model=model))
         assert_equal(found, expected)
         TORCH_NETWORKS[model](0.0).load_state_dict(found, strict=True)
     names = {f"{stem}{suffix}" for stem in ("in", "out") for suffix in SUFFIXES}
@@ -89,9 +92,8 @@ def test_round_trip_through_every_file(model: str, tmp_path: Path):
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 def test_written_tensors_come_in_torchs_order(suffix: str, tmp_path: Path):
     params, batch_stats, _ = take(arrays())
-    file = tmp_path / f"weights{suffix}"
-    torch_weights.write(file, torch_weights.to_state_dict(network(), params, batch_stats, 0))
-    assert list(load(file)) == list(tensors())
+    given = torch_weights.to_state_dict(network(), params, batch_stats, 0)
+    assert list(load(write(tmp_path / f"weights{suffix}", given))) == list(tensors())
 
 
 def test_step_becomes_the_batch_counters():
@@ -334,30 +336,23 @@ def test_files_that_are_not_there(stem: str, suffix: str, tmp_path: Path):
         torch_weights.read(tmp_path / f"{stem}{suffix}")
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("place", ["none/weights", "file/weights", "folder", "x" * 300])
-def test_places_that_cannot_be_written(place: str, suffix: str, tmp_path: Path):
-    (tmp_path / "file").write_text("text")
-    (tmp_path / f"folder{suffix}").mkdir()
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="choose another") as raised:
-        torch_weights.write(tmp_path / f"{place}{suffix}", arrays())
-    assert "\n" not in str(raised.value)
-    assert sorted(tmp_path.rglob("*")) == before
+@pytest.mark.parametrize(
+    ("suffix", "expected"), [(".pth", {}), (".pt", {}), (".safetensors", {"a": "1", "ß": "\n"})]
+)
+def test_metadata_has_a_place_in_safetensors_alone(
+    suffix: str, expected: dict[str, str], tmp_path: Path
+):
+    told = write(tmp_path / f"told{suffix}", arrays(), a="1", ß="\n")
+    assert torch_weights.read_metadata(told) == expected
+    untold = save(tmp_path / f"untold{suffix}", tensors())
+    assert torch_weights.read_metadata(untold) == {}
+    assert_equal(torch_weights.read(told), torch_weights.read(untold))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_old_file_survives_a_failure(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / f"weights{suffix}"
-    file.write_text("old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="No space left"):
-        torch_weights.write(file, arrays())
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+@pytest.mark.parametrize("name", [name for name in BAD_FILES if name.endswith(".safetensors")])
+def test_metadata_of_other_files_is_refused(name: str, bad_files: Mapping[str, Path]):
+    with pytest.raises(UserError, match=name):
+        torch_weights.read_metadata(bad_files[name])
 
 
 @pytest.mark.parametrize(
@@ -372,5 +367,5 @@ def test_library_that_is_not_installed(
     with pytest.raises(UserError, match=remedy):
         torch_weights.read(file)
     with pytest.raises(UserError, match=remedy):
-        torch_weights.write(tmp_path / f"new{suffix}", given)
+        torch_weights.content(tmp_path / f"new{suffix}", given, {})
     assert list(tmp_path.iterdir()) == [file]

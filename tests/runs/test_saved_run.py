@@ -62,6 +62,14 @@ def test_seeds_are_told_apart(trained: Path, seed: int):
     assert 0 < moved.max() < 0.1  # six steps at 0.01; another seed's start is 0.3 away
 
 
+@pytest.mark.parametrize(("checkpoint", "epoch"), [("last", 3), ("2", 2)])
+@pytest.mark.parametrize("seed", [4, 5])
+def test_row_is_that_of_the_epoch_and_seed(trained: Path, checkpoint: str, epoch: int, seed: int):
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    rows = {(row["seed"], row["epoch"]): row for row in map(json.loads, lines)}
+    assert saved_run.load(trained, checkpoint, seed).row == rows[seed, epoch]
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "epoch"), [("last", 4), ("best", 2), ("2", 2), ("3", 3), ("4", 4)]
 )
@@ -82,8 +90,13 @@ def test_checkpoint_within_an_epoch_is_only_the_last(made: tuple[Path, TrainStat
         states = made[1].replace(step=jnp.full(2, 45, jnp.int32))
         rows = checkpoints.record(40).rows
         checkpoints.save(45, states, Record(4, rows, partial, flatten(tiny_config())))
-    for name, step in (("last", 45), ("4", 40), ("best", 20), ("3", 30)):
-        assert int(saved_run.load(workdir, name).state.step) == step
+    for name, step, accuracy in (("4", 40, 80.0), ("best", 20, 90.0), ("3", 30, 70.0)):
+        run = saved_run.load(workdir, name)
+        assert int(run.state.step) == step
+        assert run.row is not None
+        assert run.row["eval_accuracy"] == accuracy
+    run = saved_run.load(workdir, "last")
+    assert (run.epoch, int(run.state.step), run.row) == (4, 45, None)
     with pytest.raises(UserError, match=r"--checkpoint is '5'.*\(2, 3, 4\)"):
         saved_run.load(workdir, "5")
 

@@ -1,0 +1,110 @@
+"""A trained network as a web page to draw digits on: one file that needs nothing but a browser.
+
+page.html is the page without a network: the forward pass in JavaScript, layer by layer, and MNIST's
+form of a digit as photos/form.py makes it. Here the layers and the weights are put into it.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.classifier import Classifier
+from jaxmnist.networks import layers
+from jaxmnist.networks.models import MEAN, STD
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_PLACE = "/*NETWORK*/null"
+
+Leaves = Mapping[str, np.ndarray]
+Described = dict[str, Any]
+
+
+class _Numbers:
+    """All weights in one row."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._size = 0
+
+    def add(self, array: np.ndarray | None) -> int:
+        """Where the array begins; -1 for none."""
+        if array is None:
+            return -1
+        first = self._size
+        self._arrays.append(array.astype("<f4").ravel())
+        self._size += array.size
+        return first
+
+    def text(self) -> str:
+        joined = np.concatenate([np.zeros(0, "<f4"), *self._arrays])
+        return base64.b64encode(joined.tobytes()).decode("ascii")
+
+
+def _conv(layer: layers.Conv, leaves: Leaves, numbers: _Numbers) -> Described:
+    return {
+        "kind": "conv",
+        "size": layer.kernel_size,
+        "padding": layer.padding,
+        "features": layer.features,
+        "weight": numbers.add(leaves["kernel"].transpose(3, 2, 0, 1)),
+        "bias": numbers.add(leaves.get("bias")),
+    }
+
+
+def _batch_norm(layer: layers.BatchNorm, leaves: Leaves, numbers: _Numbers) -> Described:
+    factor = leaves["scale"] / np.sqrt(leaves["var"] + layer.EPSILON)
+    offset = leaves["bias"] - leaves["mean"] * factor
+    return {"kind": "affine", "factor": numbers.add(factor), "offset": numbers.add(offset)}
+
+
+def _linear(layer: layers.Linear, leaves: Leaves, numbers: _Numbers) -> Described:
+    return {
+        "kind": "linear",
+        "features": layer.features,
+        "weight": numbers.add(leaves["kernel"].T),
+        "bias": numbers.add(leaves.get("bias")),
+    }
+
+
+_KINDS: dict[type[layers.Layer], Callable[[Any, Leaves, _Numbers], Described | None]] = {
+    layers.Conv: _conv,
+    layers.BatchNorm: _batch_norm,
+    layers.Linear: _linear,
+    layers.Relu: lambda *_: {"kind": "relu"},
+    layers.MaxPool: lambda *_: {"kind": "maxpool"},
+    layers.GlobalAvgPool: lambda *_: {"kind": "pool", "maximum": False},
+    layers.GlobalAvgMaxPool: lambda *_: {"kind": "pool", "maximum": True},
+    layers.Flatten: lambda *_: None,  # maps lie one behind the other already
+    layers.Dropout: lambda *_: None,
+}
+
+
+def content(classifier: Classifier) -> bytes:
+    """The page, in UTF-8."""
+    numbers = _Numbers()
+    described = [
+        _KINDS[type(layer)](layer, classifier.leaves(position), numbers)
+        for position, layer in enumerate(classifier.network.layers)
+    ]
+    network = {
+        "mean": MEAN,
+        "std": STD,
+        "layers": [layer for layer in described if layer],
+        "weights": numbers.text(),
+        "about": _about(classifier),
+    }
+    text = json.dumps(network).replace("<", "\\u003c")  # no text in it ends the script
+    return _TEMPLATE.read_text(encoding="utf-8").replace(_PLACE, text).encode()
+
+
+def _about(classifier: Classifier) -> str:
+    known = classifier.metadata
+    text = f"{known['model']}, {int(known['params']):,} parameters"
+    if "final_accuracy" in known:
+        what = "test images" if classifier.config.split == "train/test" else "images held out"
+        text += f", {float(known['final_accuracy']):.2f} % of {what} right"
+    return f"{text}. Made by jaxmnist {known['version']}; nothing that is drawn leaves this page."

@@ -123,14 +123,14 @@ def _keep_compiled_programs() -> None:
     warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache")
 
 
-def parse_flags(argv: list[str], flag_values: flags.FlagValues) -> None:
-    """Parses a command's flags.
+def parse_flags(argv: list[str], flag_values: flags.FlagValues, others: bool = False) -> list[str]:
+    """Parses a command's flags; with ``others`` it takes other arguments too, and returns them.
 
     Each command has flag values of its own: absl's global ones would clash where two commands
     have a flag of the same name.
 
     Raises:
-      UserError: for flags and values that cannot be used, and for other arguments.
+      UserError: for flags and values that cannot be used, and for arguments that it does not take.
     """
     flags.FLAGS(argv[:1])  # absl's own flags, which app.run reads
     for argument in argv:
@@ -140,8 +140,9 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues) -> None:
         rest = flag_values(argv)
     except (flags.Error, OSError, UnicodeError) as error:
         raise UserError(f"{' '.join(str(error).split())}: see --help") from error
-    if len(rest) > 1:
+    if len(rest) > 1 and not others:
         raise UserError(f"unexpected argument {rest[1]!r}: see --help")
+    return rest[1:]
 
 
 def define_recipe(flag_values: flags.FlagValues) -> flags.FlagHolder[Any]:

@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxmnist"
 FLOORS = (
-    ("main", "sweep", "evaluate", "convert"),
+    ("main", "sweep", "evaluate", "predict", "convert"),
     ("cli",),
-    ("sources",),
-    ("classifier", "sweeps"),
-    ("runs", "export"),
+    ("sources", "sweeps"),
+    ("runs", "export", "photos"),
+    ("classifier",),
     ("config", "recipes"),
     ("training",),
     ("networks",),

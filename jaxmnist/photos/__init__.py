@@ -1,0 +1,1 @@
+"""Photos of handwritten digits: files, ink, digits, MNIST's form."""

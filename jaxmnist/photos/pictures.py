@@ -1,0 +1,77 @@
+"""Pictures out of files: what can be wrong with them is told, and the rest becomes grey levels."""
+
+import io
+import os
+import sys
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxmnist.errors import UserError
+
+STDIN = "-"
+# Of those that Pillow knows; some others run programs to read a file.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_FULL = {"I;16": 65535, "I;16B": 65535, "I;16L": 65535}  # of modes with other levels than 255
+
+
+def read(file: str) -> np.ndarray:
+    """The grey levels of a picture the right way up, float32 (H, W) from 0 to 255.
+
+    Args:
+      file: a path, or '-' for standard input.
+
+    Raises:
+      UserError: where there is no file, it holds no single picture, is broken, or is too large.
+    """
+    name = "standard input" if file == STDIN else file
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            Image.init()  # formats that this Pillow was built without are not there
+            formats = [name for name in _FORMATS if name in Image.OPEN]
+            with Image.open(_stream(file), formats=formats) as picture:
+                frames = getattr(picture, "n_frames", 1)
+                # Cameras add a preview to a photo, which makes an MPO file of it.
+                if frames > 1 and picture.format != "MPO":
+                    raise UserError(f"{name} has {frames} pictures: save the one that counts")
+                return _grey(ImageOps.exif_transpose(picture))
+        except UserError:
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            most = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f}"
+            raise UserError(f"{name} has more than {most} million pixels: scale it down") from error
+        except UnidentifiedImageError as error:
+            raise UserError(
+                f"{name} is no picture that can be read here: save it as PNG or JPEG"
+            ) from error
+        except MemoryError as error:
+            raise UserError(f"{name} does not fit into memory: scale it down") from error
+        except Exception as error:  # the file can be anything
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{name} cannot be read ({reason}): choose another") from error
+
+
+def _stream(file: str) -> str | io.BytesIO:
+    if file != STDIN:
+        return os.path.expanduser(file)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("standard input is a terminal: send a picture, as in … < photo.jpg")
+    return io.BytesIO(sys.stdin.buffer.read())
+
+
+def _grey(picture: Image.Image) -> np.ndarray:
+    if picture.mode in _FULL:
+        return np.asarray(picture).astype(np.float32) * (255 / _FULL[picture.mode])
+    if picture.mode in ("I", "F"):  # of any range
+        levels = np.nan_to_num(np.asarray(picture).astype(np.float32))
+        return (levels - levels.min()) * (255 / max(float(np.ptp(levels)), 1e-6))
+    if picture.has_transparency_data:
+        levels = np.asarray(picture.convert("LA")).astype(np.float32)
+        grey_HW, opaque_HW = levels[..., 0], levels[..., 1] / 255
+        # On white where what is drawn is dark, on black where it is light.
+        dark = (grey_HW * opaque_HW).sum() < 127.5 * opaque_HW.sum()
+        return grey_HW * opaque_HW + (255 if dark else 0) * (1 - opaque_HW)
+    return np.asarray(picture.convert("L")).astype(np.float32)

@@ -1,0 +1,121 @@
+"""Pictures of all kinds become grey levels; what is no picture is told in a line."""
+
+import io
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmnist.errors import UserError
+from jaxmnist.photos import pictures
+
+RAMP_HW = np.linspace(0, 255, 40 * 30).reshape(30, 40).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "ppm", "webp", "jpg", "jp2"])
+def test_formats(suffix: str, tmp_path: Path):
+    file = tmp_path / f"picture.{suffix}"
+    Image.fromarray(RAMP_HW).convert("RGB").save(file)
+    grey_HW = pictures.read(str(file))
+    assert grey_HW.dtype == np.float32
+    np.testing.assert_allclose(grey_HW, RAMP_HW, atol=5 if suffix in ("jpg", "webp") else 1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "I", "F", "I;16"])
+def test_modes(mode: str, tmp_path: Path):
+    file = tmp_path / "picture.tiff"
+    levels = RAMP_HW
+    if mode == "I;16":
+        picture = Image.fromarray(RAMP_HW.astype(np.uint16) * 257)
+    elif mode == "1":
+        levels = np.where(RAMP_HW > 127, 255, 0)
+        picture = Image.fromarray(levels.astype(np.uint8)).convert("1")
+    else:
+        picture = Image.fromarray(RAMP_HW).convert(mode)
+    picture.save(file)
+    np.testing.assert_allclose(pictures.read(str(file)), levels, atol=3)
+
+
+@pytest.mark.parametrize(("pen", "paper"), [(0, 255), (255, 0)])
+def test_transparent_paper_is_unlike_the_ink(pen: int, paper: int, tmp_path: Path):
+    drawn = np.zeros((20, 20, 4), np.uint8)
+    drawn[5:15, 8:12] = (pen, pen, pen, 255)
+    Image.fromarray(drawn).save(tmp_path / "picture.png")
+    grey_HW = pictures.read(str(tmp_path / "picture.png"))
+    assert grey_HW[10, 10] == pen
+    assert grey_HW[0, 0] == paper
+
+
+def test_the_camera_says_which_way_is_up(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(RAMP_HW).save(tmp_path / "picture.png", exif=exif)
+    np.testing.assert_array_equal(
+        pictures.read(str(tmp_path / "picture.png")), np.rot90(RAMP_HW, -1)
+    )
+
+
+def test_a_preview_beside_the_photo(tmp_path: Path):
+    photo, preview = Image.fromarray(RAMP_HW), Image.new("L", (8, 6))
+    photo.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[preview])
+    assert pictures.read(str(tmp_path / "photo.jpg")).shape == RAMP_HW.shape
+
+
+NOISE_HW = np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8)
+
+
+def png(levels_HW: np.ndarray = RAMP_HW) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(levels_HW).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def animation() -> bytes:
+    stream = io.BytesIO()
+    frames = [Image.fromarray(RAMP_HW), Image.fromarray(255 - RAMP_HW)]
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 400 million pixels."""
+    content = bytearray(png())
+    content[16:24] = (20_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+BAD = {
+    "text": (b"407\n", "is no picture that can be read here: save it as PNG or JPEG"),
+    "nothing": (b"", "is no picture"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no picture"),
+    "cut": (png(NOISE_HW)[:600], "cannot be read ("),
+    "cut early": (png()[:20], "cannot be read ("),
+    "animation": (animation(), "has 2 pictures: save the one that counts"),
+    "bomb": (bomb(), "has more than 89 million pixels: scale it down"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("through", ["a file", "standard input"])
+def test_what_is_no_picture(
+    name: str, through: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    content, words = BAD[name]
+    file = tmp_path / "picture.png"
+    file.write_bytes(content)
+    if through == "standard input":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(UserError) as raised:
+        pictures.read(str(file) if through == "a file" else "-")
+    assert words in str(raised.value)
+    assert str(raised.value).startswith(str(file) if through == "a file" else "standard input")
+
+
+def test_files_that_are_not_there(tmp_path: Path):
+    for file in (tmp_path / "none.png", tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="cannot be read"):
+            pictures.read(str(file))

@@ -1,8 +1,16 @@
 """Compact MNIST networks in pure JAX, equal to their PyTorch originals.
 
-digits, probabilities = jaxmnist.load("model3").predict(images)
-classifier, rows = jaxmnist.train("compact_tiny", num_epochs=1)
-jaxmnist.save(classifier, "tiny.onnx")
+>>> import jaxmnist
+>>> from jaxmnist import data
+>>> _, test = data.load("mnist", "train/test")
+>>> digits, probabilities = jaxmnist.load("model3").predict(test.images_NHW[:5])
+>>> digits.tolist()
+[7, 2, 1, 0, 4]
+
+A network of one's own, and a page to draw digits for it:
+
+    classifier, rows = jaxmnist.train("compact_tiny", num_epochs=1)
+    jaxmnist.save(classifier, "draw.html")
 """
 
 import time

@@ -16,7 +16,7 @@ from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models
 from jaxmnist.networks.models import SIDE
 
-_BATCH = 256  # images that go through a core's own cache at once
+_BATCH = 128  # images that go through a core's own cache at once
 
 
 class Prediction(NamedTuple):

@@ -1,12 +1,16 @@
 """Pictures of all kinds become grey levels; what is no picture is told in a line."""
 
+import functools
 import io
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from jaxmnist.errors import UserError
@@ -119,3 +123,32 @@ def test_files_that_are_not_there(tmp_path: Path):
     for file in (tmp_path / "none.png", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="cannot be read"):
             pictures.read(str(file))
+
+
+@functools.cache
+def whole(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(NOISE_HW).save(stream, kind)
+    return stream.getvalue()
+
+
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "JPEG2000"]),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),
+    st.none() | st.integers(0, 2000),
+)
+@settings(deadline=None, max_examples=100)
+def test_damaged_files_are_read_or_told(kind: str, changes: list[tuple[int, int]], end: int | None):
+    content = bytearray(whole(kind)[:end])
+    for place, byte in changes:
+        if place < len(content):
+            content[place] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "picture")
+        file.write_bytes(content)
+        try:
+            grey_HW = pictures.read(str(file))
+        except UserError:  # which is one line
+            return
+        assert grey_HW.ndim == 2
+        assert grey_HW.dtype == np.float32

@@ -35,7 +35,7 @@ def load(
     source: "str | os.PathLike[str]",
     *,
     recipe: "str | os.PathLike[str] | Config | None" = None,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     seed: int | None = None,
 ) -> "Classifier":
     """A trained network.

@@ -72,7 +72,7 @@ class Classifier:
           images: uint8 (N, 28, 28) or (28, 28), NumPy or JAX; 0 for background, 255 for ink.
 
         Raises:
-          UserError: for other shapes and types.
+          UserError: for other shapes and types, and for a network whose logits are not finite.
         """
         images_NHW = np.asarray(images)
         if images_NHW.dtype != np.uint8:
@@ -92,7 +92,10 @@ class Classifier:
         found += map(self._logits_of_part, parts[:1])  # alone: it may have to be compiled
         with ThreadPoolExecutor(os.cpu_count()) as cores:
             found += cores.map(self._logits_of_part, parts[1:])
-        return np.concatenate(found)
+        logits_NK = np.concatenate(found)
+        if not np.isfinite(logits_NK).all():
+            raise UserError(f"{self.source} gives no finite logits: its weights are damaged")
+        return logits_NK
 
     def _logits_of_part(self, part_NHW: np.ndarray) -> np.ndarray:
         """Of up to _BATCH images."""

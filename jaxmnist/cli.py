@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,11 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues, others: bool = F
     if len(rest) > 1 and not others:
         raise UserError(f"unexpected argument {rest[1]!r}: see --help")
     return rest[1:]
+
+
+def listed(names: Iterable[str], indent: int) -> str:
+    """Names as lines of a usage, the further ones indented."""
+    return textwrap.fill(", ".join(names), 100 - indent).replace("\n", "\n" + " " * indent)
 
 
 def define_recipe(flag_values: flags.FlagValues) -> flags.FlagHolder[Any]:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import tempfile
-import textwrap
 from pathlib import Path
 
 import jax
@@ -38,7 +37,7 @@ _USAGE = """Writes a trained network in another format, and makes a run of PyTor
                         .onnx                    for onnxruntime and Netron
                         .stablehlo               for jax.export.deserialize, on CPU, GPU and TPU
                         .html                    a page to draw digits on; needs a browser only
-                      .onnx needs onnx (pip install 'jaxmnist[convert]'), .pth and .pt PyTorch
+                      .onnx and .stablehlo need pip install 'jaxmnist[convert]', .pth PyTorch
   --to DIR            of a file of weights: a new run, which jaxmnist.main trains on
   --config RECIPE     name or file of the recipe that a file of weights belongs to. For a run and
                       for a .safetensors file written here it is known.
@@ -107,7 +106,7 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
 
 
 def export(
-    source: Path,
+    source: str | Path,
     file: Path,
     checkpoint: str = "last",
     seed: int | None = None,
@@ -136,19 +135,21 @@ def _parse(argv: list[str]) -> None:
     if not (_FROM.value and _TO.value):
         raise UserError("--from and --to are needed: a trained network and the file to write")
     source, target = _path(_FROM.value), _path(_TO.value)
-    if target.suffix not in files.SUFFIXES and source.suffix not in torch_weights.SUFFIXES:
+    folder = source.suffix in torch_weights.SUFFIXES and (
+        os.path.isdir(target) or not re.fullmatch(r"\.[A-Za-z]+", target.suffix)
+    )
+    if target.suffix not in files.SUFFIXES and not folder:
         raise UserError(f"--to {target} must end in {', '.join(files.SUFFIXES)}")
 
 
 def _convert() -> None:
     source, target = _path(_FROM.value), _path(_TO.value)
     if target.suffix in files.SUFFIXES:
-        export(source, target, _CHECKPOINT.value or "last", _SEED.value, _RECIPE.value)
+        export(_FROM.value or "", target, _CHECKPOINT.value or "last", _SEED.value, _RECIPE.value)
     elif import_weights(source, target, _RECIPE.value or sources.load(source).config):
         print(f"note: the tensors of {source} have other names; they were taken in their order")
     print(f"wrote {target}")
 
 
 if __name__ == "__main__":
-    packaged = textwrap.fill(", ".join(sources.packaged()), 78).replace("\n", "\n" + " " * 22)
-    cli.run(_convert, _parse, _USAGE.format(packaged=packaged))
+    cli.run(_convert, _parse, _USAGE.format(packaged=cli.listed(sources.packaged(), 22)))

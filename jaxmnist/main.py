@@ -7,7 +7,6 @@ if __name__ == "__main__":
 
 import os
 import re
-import textwrap
 from pathlib import Path
 
 from absl import flags
@@ -88,16 +87,10 @@ def _train() -> None:
     train.run(_RECIPE.value, Path(workdir), restart=_RESTART.value, tensorboard=_TENSORBOARD.value)
 
 
-def _recipes() -> str:
-    """Their names as lines of the usage."""
-    indent = " " * 19
-    return textwrap.fill(", ".join(recipes.names()), 100 - len(indent)).replace("\n", f"\n{indent}")
-
-
 if __name__ == "__main__":
     cli.run(
         _train,
         _parse,
-        _USAGE.format(recipes=_recipes()) + config.help_text(),
+        _USAGE.format(recipes=cli.listed(recipes.names(), 19)) + config.help_text(),
         "interrupted; the same command goes on from the newest checkpoint",
     )

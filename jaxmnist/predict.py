@@ -8,9 +8,9 @@ if __name__ == "__main__":
 import json
 import os
 import sys
-import textwrap
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from jaxmnist import cli, sources
@@ -23,10 +23,10 @@ _USAGE = """Reads the digits in photos, from left to right.
   python -m jaxmnist.predict photo.jpg
   python -m jaxmnist.predict *.png --from runs/mine --json
 
-  IMAGE          PNG, JPEG or another common format; '-' for standard input. Any size, dark on
+  IMAGE          PNG, JPEG or another common format; '-' for standard input. Dark on
                  light or light on dark; one or more digits that do not touch each other.
   --from SOURCE  a run's folder, a .safetensors file that jaxmnist.convert wrote, or a network that
-                 comes with the package; default: model3. The others are
+                 comes with the package; default: the packaged model3. The others are
                  {packaged}
   --json         print one list of objects (file, text, digits: digit, probability, box) and
                  nothing else; a box is [x0, y0, x1, y1] in pixels of the upright picture
@@ -34,11 +34,13 @@ _USAGE = """Reads the digits in photos, from left to right.
 """
 
 _FLAGS = flags.FlagValues()
-_FROM = flags.DEFINE_string("from", "model3", "A trained network.", flag_values=_FLAGS)
+_FROM = flags.DEFINE_string("from", None, "A trained network.", flag_values=_FLAGS)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON and nothing else.", flag_values=_FLAGS)
 _PLOT = flags.DEFINE_string("plot", None, "A PNG file to draw into.", flag_values=_FLAGS)
 _FLAGS.set_gnu_getopt(True)
 
+_DEFAULT = "model3.safetensors"
+_MOST_DRAWN = 50  # images in a figure
 _images: list[str] = []
 
 
@@ -66,13 +68,17 @@ def _parse(argv: list[str]) -> None:
         raise UserError("no image is given: name one, or - for standard input")
     if _images.count(pictures.STDIN) > 1:
         raise UserError("- is given twice: standard input is one picture")
-    if _PLOT.value is not None:
-        file = _plot()
-        if file.suffix != ".png":
-            raise UserError(f"--plot {file} must end in .png")
-        for image in _images:
-            if os.path.exists(file) and os.path.exists(image) and os.path.samefile(file, image):
-                raise UserError(f"--plot {file} is one of the images: choose another name")
+    if _PLOT.value is None:
+        return
+    file = _plot()
+    if file.suffix != ".png":
+        raise UserError(f"--plot {file} must end in .png")
+    if os.path.lexists(file):
+        raise UserError(f"--plot {file} exists: choose another name")
+    if len(_images) > _MOST_DRAWN:
+        raise UserError(
+            f"--plot takes {_MOST_DRAWN} images, not {len(_images)}: draw some at a time"
+        )
 
 
 def _plot() -> Path:
@@ -80,29 +86,35 @@ def _plot() -> Path:
 
 
 def _predict() -> None:
-    classifier = sources.load(_FROM.value or "")
-    photos, errors = [], []
+    source = _FROM.value
+    classifier = sources.load(sources.WEIGHTS / _DEFAULT if source is None else source)
+    read: list[tuple[str, Reading]] = []
+    drawn: list[tuple[str, np.ndarray, Reading]] = []
+    errors: list[UserError] = []
     for file in _images:
         try:
             grey_HW = pictures.read(file)
-        except UserError as error:
+        except UserError as error:  # which does not keep the others from being read
             errors.append(error)
             continue
-        photos.append((file, grey_HW, reading.read(classifier, grey_HW)))
+        found = reading.read(classifier, grey_HW)
+        read.append((file, found))
+        if _PLOT.value:
+            drawn.append((file, grey_HW, found))
         if not _JSON.value:
-            print(line(file, photos[-1][2]), flush=True)
+            print(line(file, found), flush=True)
     if _JSON.value:
-        print(json.dumps([as_json(file, found) for file, _, found in photos]))
-    if _PLOT.value and photos:
+        print(json.dumps([as_json(file, found) for file, found in read]), flush=True)
+    for error in errors[:-1]:
+        print(f"error: {error}", file=sys.stderr)
+    if drawn:
         from jaxmnist.photos import figure
 
-        figure.draw(_plot(), photos)
-    for error in errors[:-1]:  # one bad picture does not keep the others from being read
-        print(f"error: {error}", file=sys.stderr)
+        figure.draw(_plot(), drawn)
     if errors:
         raise errors[-1]
 
 
 if __name__ == "__main__":
-    names = textwrap.fill(", ".join(n for n in sources.packaged() if n != "model3"), 80)
-    cli.run(_predict, _parse, _USAGE.format(packaged=names))
+    others = cli.listed((name for name in sources.packaged() if name != "model3"), 17)
+    cli.run(_predict, _parse, _USAGE.format(packaged=others))

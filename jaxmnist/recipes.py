@@ -5,8 +5,11 @@ They lie in configs/ of a checkout, which the wheel carries as jaxmnist/configs.
 
 import importlib.util
 import os
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
+
+import ml_collections
 
 from jaxmnist.errors import UserError
 
@@ -40,10 +43,15 @@ def load(recipe: str | os.PathLike[str]) -> Any:
         )
     file = given if os.path.isfile(given) else path(given)
     try:
-        spec: Any = importlib.util.spec_from_file_location("recipe", file)
+        spec: Any = importlib.util.spec_from_loader(
+            "recipe", SourceFileLoader("recipe", os.fspath(file))
+        )
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return module.get_config()
+        config = module.get_config()
     except Exception as error:  # the recipe is code: it can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"recipe {file}: {reason}: mend it, or name another") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"recipe {file}: get_config() must return a ConfigDict, not {config!r}")
+    return config

@@ -46,17 +46,21 @@ def packaged() -> list[str]:
 def load(
     source: str | os.PathLike[str],
     recipe: Recipe | None = None,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     seed: int | None = None,
 ) -> Classifier:
     """See ``jaxmnist.load``."""
     path = Path(os.path.expanduser(source))
-    if path.suffix in torch_weights.SUFFIXES:
-        return _of_weights(path, recipe)
-    if recipe is not None:
+    a_file = path.suffix in torch_weights.SUFFIXES
+    if not a_file and recipe is not None:
         raise UserError(f"{source} has a recipe of its own: leave --config, or recipe=, out")
-    if source and os.path.exists(path):  # pathlib raises where a name is too long
-        return _of_run(path, checkpoint, seed)
+    # os.path answers for any string; pathlib raises where a name is too long.
+    if not a_file and source and os.path.exists(path):
+        return _of_run(path, str(checkpoint), seed)
+    if (checkpoint, seed) != ("last", None):
+        raise UserError(f"{source} is no run: leave checkpoint and seed out, it is one network")
+    if a_file:
+        return _of_weights(path, recipe)
     if os.fspath(source) in packaged():
         return _of_weights(WEIGHTS / f"{source}.safetensors", None)
     raise UserError(
@@ -99,7 +103,7 @@ def _of_weights(file: Path, recipe: Recipe | None) -> Classifier:
                 f"{file} has no usable configuration ({error}): name its recipe"
             ) from error
     else:
-        raise UserError(f"{file} needs a recipe: name the one that they belong to")
+        raise UserError(f"{file} needs a recipe: name it, or make a .safetensors of it")
     network = models.build(architecture(config))
     in_order = file.suffix != ".safetensors"
     try:
@@ -116,7 +120,7 @@ def recipe_name(config: Config) -> str | None:
         return {k: v for k, v in flatten(config).items() if not k.startswith(_HOW_NOT_WHAT)}
 
     for name in recipes.names():
-        if what(recipes.load(name)) == what(config):
+        if what(recipes.load(recipes.path(name))) == what(config):
             return name
     return None
 

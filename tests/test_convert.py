@@ -385,6 +385,7 @@ def parsed(*args: str):
         (("--from=run",), "--from and --to are needed"),
         (("--from=", "--to=w.pth"), "--from and --to are needed"),
         (("--from=a", "--to=b"), r"--to b must end in .*\.safetensors.*\.onnx, \.stablehlo"),
+        (("--from=w.pth", "--to=w.onx"), r"--to w\.onx must end in "),
         (("--from=run", "--to=w.h5"), r"w\.h5 must end in \.pth, \.pt, \.safetensors"),
         (("--from=run", "--to=w.PTH"), r"w\.PTH must end in"),
         (("--from=model3", "--to=run"), "--to run must end in"),

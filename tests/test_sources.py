@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_images_of_all_kinds(workdir: Path, images_NHW: np.ndarray):
 
 
 def test_logits_are_those_of_the_network_however_many(workdir: Path, mnist):
-    """In parts of 1,024 images, the last of which is filled up."""
+    """In parts of 128 images, the last of which is filled up."""
     classifier = jaxmnist.load(workdir)
     images_NHW = mnist[1].images_NHW[:1030]
     variables = {"params": classifier.params, "batch_stats": classifier.batch_stats}
@@ -251,6 +252,38 @@ def test_training_is_that_of_the_command(tmp_path: Path, idx_folder: Path, image
 def test_training_that_cannot_be(recipe: str, fields: dict[str, Any], words: str):
     with pytest.raises(UserError, match=re.escape(words)):
         jaxmnist.train(recipe, **fields)
+
+
+@pytest.mark.parametrize("options", [{"seed": 5}, {"checkpoint": "best"}, {"checkpoint": 3}])
+def test_only_runs_have_seeds_and_checkpoints(options: dict[str, Any]):
+    with pytest.raises(UserError, match="model3 is no run: leave checkpoint and seed out"):
+        jaxmnist.load("model3", **options)
+
+
+def test_an_epoch_may_be_a_number(workdir: Path):
+    assert jaxmnist.load(workdir, checkpoint=2).source == f"{workdir}, epoch 2, seed 4"
+
+
+def test_names_of_recipes_in_the_folder_do_no_harm(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "compact").write_text("no recipe")
+    monkeypatch.chdir(tmp_path)
+    assert "recipe" not in jaxmnist.load(workdir).metadata
+
+
+def test_weights_that_give_no_numbers(images_NHW: np.ndarray):
+    classifier = jaxmnist.load("model3")
+    classifier.params = jax.tree.map(lambda leaf: leaf * 1e38, classifier.params)
+    with pytest.raises(UserError, match="gives no finite logits: its weights are damaged"):
+        classifier.predict(images_NHW)
+
+
+def test_a_recipe_that_makes_no_configuration(tmp_path: Path):
+    file = tmp_path / "mine"
+    file.write_text("def get_config(): return None")
+    with pytest.raises(UserError, match="must return a ConfigDict, not None"):
+        jaxmnist.train(file)
 
 
 @pytest.mark.parametrize("text", ["raise OSError('gone')", "def get_config(: pass", "x = 1"])

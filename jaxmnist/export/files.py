@@ -29,7 +29,7 @@ def _onnx(classifier: Classifier, file: Path) -> bytes:
 def _stablehlo(classifier: Classifier, file: Path) -> bytes:
     from jaxmnist.export import stablehlo
 
-    return stablehlo.content(classifier)
+    return stablehlo.content(classifier, file)
 
 
 def _page(classifier: Classifier, file: Path) -> bytes:

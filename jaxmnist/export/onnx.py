@@ -1,4 +1,4 @@
-"""A trained network as an ONNX model of standard nodes, one or two for each layer.
+"""A trained network as an ONNX model of standard nodes.
 
 Batch norms are kept as nodes of their own: runtimes fold them into the convolutions themselves, and
 in Netron the network is the one that was trained. Dropout does nothing after training and is left

@@ -5,6 +5,7 @@ form of a digit as photos/form.py makes it. Here the layers and the weights are 
 """
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxmnist
 from jaxmnist.classifier import Classifier
 from jaxmnist.networks import layers
 from jaxmnist.networks.models import MEAN, STD
@@ -104,7 +106,8 @@ def content(classifier: Classifier) -> bytes:
 def _about(classifier: Classifier) -> str:
     known = classifier.metadata
     text = f"{known['model']}, {int(known['params']):,} parameters"
-    if "final_accuracy" in known:
+    with contextlib.suppress(KeyError, ValueError):  # a file's metadata can be anything
+        accuracy = float(known["final_accuracy"])
         what = "test images" if classifier.config.split == "train/test" else "images held out"
-        text += f", {float(known['final_accuracy']):.2f} % of {what} right"
-    return f"{text}. Made by jaxmnist {known['version']}; nothing that is drawn leaves this page."
+        text += f", {accuracy:.2f} % of {what} right"
+    return f"{text}. Made by jaxmnist {jaxmnist.__version__}; what is drawn stays on this page."

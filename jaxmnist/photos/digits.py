@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 # As shares of the height of the digits:
+_MOST = 300  # strokes; what has more is no photo of digits
 _SPECK = 0.12  # what is smaller is dirt, or noise
 _PIECE = 0.5  # what is less high may be a piece of a digit
 _LOW, _WIDE = 0.25, 0.45  # what is apart, this high and this large is a digit all the same
@@ -66,6 +67,8 @@ def find_digits(ink_HW: np.ndarray) -> list[list[Digit]]:
     highest = max(boxes[n].height for n in kept)
     height = float(np.median([h for n in kept if (h := boxes[n].height) >= _PIECE * highest]))
     kept = [n for n in kept if max(boxes[n].width, boxes[n].height) > _SPECK * height]
+    if len(kept) > _MOST:
+        return []
 
     # With soft edges, and with what reaches over small gaps.
     reach = max(1, round(_JOINT * height / 2))

@@ -1,5 +1,8 @@
 """A figure of what was read: each photo with boxes, and the digits as the network saw them."""
 
+import contextlib
+import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +21,7 @@ def draw(file: Path, photos: Sequence[tuple[str, np.ndarray, Reading]]) -> None:
     """Writes a PNG with a part for each photo.
 
     Args:
-      file: where to.
+      file: where to; nothing is there yet.
       photos: name, grey levels (H, W) and what was read.
 
     Raises:
@@ -32,6 +35,7 @@ def draw(file: Path, photos: Sequence[tuple[str, np.ndarray, Reading]]) -> None:
         parts[:, 0], photos, heights, strict=True
     ):
         photo, crops = part.subfigures(2, 1, height_ratios=(above, below))
+        name = name.encode(errors="replace").decode()  # file names may be no text
         part.suptitle(f"{name}: {reading.text or 'no digit found'}", parse_math=False)
         axes = photo.subplots()
         axes.imshow(grey_HW, cmap="gray", vmin=0, vmax=255)
@@ -47,8 +51,14 @@ def draw(file: Path, photos: Sequence[tuple[str, np.ndarray, Reading]]) -> None:
             tile.set_title(f"{digit.digit}: {100 * digit.probability:.1f} %", fontsize=9, pad=3)
             tile.set(xticks=[], yticks=[])
             tile.spines[:].set_color("#cccccc")
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of names in other scripts
+        figure.savefig(stream, dpi=110, format="png")
     try:
-        figure.savefig(file, dpi=110, format="png")
+        file.write_bytes(stream.getvalue())
     except OSError as error:
+        with contextlib.suppress(OSError):
+            file.unlink()
         reason = error.strerror or error
         raise UserError(f"--plot {file}: {reason}: choose another place") from error

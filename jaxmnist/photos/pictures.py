@@ -11,8 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from jaxmnist.errors import UserError
 
 STDIN = "-"
-# Of those that Pillow knows; some others run programs to read a file.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Of those that Pillow knows; of the others some run programs to read a file, or write to stderr.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
 _FULL = {"I;16": 65535, "I;16B": 65535, "I;16L": 65535}  # of modes with other levels than 255
 
 
@@ -58,7 +58,7 @@ def _stream(file: str) -> str | io.BytesIO:
     if file != STDIN:
         return os.path.expanduser(file)
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("standard input is a terminal: send a picture, as in … < photo.jpg")
+        raise UserError("standard input has no picture: send one, as in … < photo.jpg")
     return io.BytesIO(sys.stdin.buffer.read())
 
 

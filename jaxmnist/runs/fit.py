@@ -95,7 +95,8 @@ def fit(
                 partial = sums.partial() if sums.steps else None
                 kept = Record(epoch - 1, list(rows), partial, cohort.description)
                 checkpoints.save(step, states, kept)
-                raise _stopped(cohort, stop.cause, step, epoch)
+                # Between two epochs it is the one before that has been left.
+                raise _stopped(cohort, stop.cause, step, epoch if partial else epoch - 1)
             new_rows = _rows(programs, states, epoch, sums)
             on_epoch(new_rows)
             rows += new_rows

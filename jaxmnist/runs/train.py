@@ -117,15 +117,16 @@ def _finished(
             f"{files.path} holds a finished run without any intact checkpoint: choose another "
             "--workdir, or --restart to move it aside and train anew"
         )
-    record = checkpoints.record(steps[-1])
+    record, whole = checkpoints.record(steps[-1]), False
     if record.epoch == config.num_epochs == summary.get("num_epochs"):
         with contextlib.suppress(KeyError, TypeError, ValueError):  # a damaged one is made again
             report.summary_text(summary, None)
-            files.write_metrics(record.rows)
-            events.write(record.rows)
-            events.add_figures()
-            return summary
-    return None
+            whole = True
+    if whole:
+        files.write_metrics(record.rows)
+        events.write(record.rows)
+        events.add_figures()
+    return summary if whole else None
 
 
 def _go_on(

@@ -205,8 +205,15 @@ def test_the_page_asks_for_nothing(file: Path):
     assert "model3, 7,784 parameters, 99.55 % of test images right" in text
 
 
+@pytest.mark.parametrize("accuracy", ["n/a", "", "nan", "99"])
+def test_any_metadata_will_do(accuracy: str):
+    classifier = jaxmnist.load("model3")
+    classifier.metadata |= {"final_accuracy": accuracy, "version": "x"}
+    assert b"model3, 7,784 parameters" in page_lib.content(classifier)
+
+
 def test_no_text_of_a_network_ends_the_script():
     classifier = jaxmnist.load("model3")
-    classifier.metadata["version"] = "</script><script>alert(1)</script>"
+    classifier.metadata["model"] = "</script><script>alert(1)</script>"
     text = page_lib.content(classifier).decode()
     assert text.count("</script>") == 1

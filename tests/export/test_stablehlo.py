@@ -14,6 +14,7 @@ from jax import export
 import jaxmnist
 from jaxmnist import sources
 from jaxmnist.classifier import Classifier
+from jaxmnist.errors import UserError
 from jaxmnist.export import stablehlo
 
 ALONE = """
@@ -32,8 +33,19 @@ print(sorted({"flax", "jaxmnist"} & set(sys.modules)))
 BRIEFLY = ("blocks", "model2")  # every kind of layer
 
 
+def test_without_flatbuffers(monkeypatch: pytest.MonkeyPatch):
+    """JAX imports it where it serialises."""
+
+    def refuse(_: object) -> bytes:
+        raise ImportError("flatbuffers")
+
+    monkeypatch.setattr(export.Exported, "serialize", refuse)
+    with pytest.raises(UserError, match="stablehlo needs flatbuffers: pip install flatbuffers"):
+        stablehlo.content(random_classifier(), Path("a.stablehlo"))
+
+
 def exported(classifier: Classifier) -> export.Exported:
-    return export.deserialize(bytearray(stablehlo.content(classifier)))
+    return export.deserialize(bytearray(stablehlo.content(classifier, Path("network.stablehlo"))))
 
 
 @pytest.fixture(scope="module")

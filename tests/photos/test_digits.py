@@ -79,7 +79,15 @@ def test_digits_of_mnist_are_whole(mnist):
     assert counts.count([1]) >= 298
 
 
-@pytest.mark.filterwarnings("error")
+def test_a_page_of_print_is_no_photo_of_digits():
+    page_HW = np.zeros((400, 400), np.float32)
+    for y in range(5, 390, 20):
+        for x in range(5, 390, 16):
+            page_HW[y : y + 12, x : x + 6] = 1
+    assert find_digits(page_HW) == []
+    assert len(find_digits(page_HW[:, :100])[0]) == 6
+
+
 def test_noise_does_no_harm():
     ink_HW = (np.random.default_rng(0).uniform(0, 1, (300, 300)) > 0.6).astype(np.float32)
     for line in find_digits(ink_HW):

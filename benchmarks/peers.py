@@ -6,7 +6,6 @@ which runs so many steps and waits for the last.
 """
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
-from torch_peers import A_SEED_EACH, ALONE, DEVICE, ONE_NETWORK, Run, load_config
+from machine import hardware
+from torch_peers import A_SEED_EACH, ALONE, ONE_NETWORK, Run, load_config
 
 from jaxmnist import data
 from jaxmnist.config import Config
@@ -26,16 +25,6 @@ from jaxmnist.training import augment
 
 __all__ = ["ALONE", "A_SEED_EACH", "ONE_NETWORK", "Run", "flax", "hardware", "jaxmnist"]
 __all__ += ["load_config"]
-
-
-def hardware() -> str:
-    """Processor or GPU, by the name it gives itself."""
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else "CPU"
-    return f"{name}, {torch.get_num_threads()} cores"
 
 
 # jaxmnist.

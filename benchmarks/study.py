@@ -1,0 +1,129 @@
+"""What the recipes reach: many seeds of each, a line a run in results/study.jsonl.
+
+    python benchmarks/study.py [--recipes model3 compact …] [--seeds 20]
+    python benchmarks/study.py --peer torch --recipes model3 --seeds 16
+    python benchmarks/study.py --report
+
+Trains what the file lacks: seeds 0 to N-1 of each recipe, as jaxmnist.main does, some at a time in
+one program; with --peer torch the same recipe in PyTorch, a seed in a process of one thread on each
+core. It goes on after any interruption. Let nothing else run beside it.
+
+--report prints the table of the README and draws figures/study.png, out of the file alone. Lines of
+another version of the package are kept there and not mixed in: the newest version counts.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import study_report
+from machine import hardware
+
+import jaxmnist
+from jaxmnist import recipes
+from jaxmnist.networks import analyze, models, target
+from jaxmnist.runs import train
+from jaxmnist.training import parallel
+
+RESULTS = Path(__file__).parent / "results" / "study.jsonl"
+Line = dict[str, Any]
+
+
+def line(recipe: str, seed: int, params: int, accuracies: Sequence[float], rate: float) -> Line:
+    """One run; accuracies in percent, after each epoch; of several best epochs the first."""
+    best = max(accuracies)
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "params": params,
+        "epochs": len(accuracies),
+        "final_accuracy": accuracies[-1],
+        "best_accuracy": best,
+        "best_epoch": accuracies.index(best) + 1,
+        "accuracies": list(accuracies),
+        "images_per_second": rate,
+        "device": hardware(),
+        "jax_version": jax.__version__,
+        "version": jaxmnist.__version__,
+    }
+
+
+def add(new: Line) -> None:
+    """At once, so that nothing is lost."""
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(new) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def missing(recipe: str, seeds: int, peer: str) -> list[int]:
+    lines = study_report.newest(study_report.read(RESULTS), jaxmnist.__version__)
+    done = {(one["recipe"], one["seed"]) for one in lines if one["peer"] == peer}
+    return [seed for seed in range(seeds) if (recipe, seed) not in done]
+
+
+def blocks(seeds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """First seed and number of seeds that follow each other, at most ``size``."""
+    rest = list(seeds)
+    while rest:
+        count = 1
+        while count < min(size, len(rest)) and rest[count] == rest[0] + count:
+            count += 1
+        yield rest[0], count
+        rest = rest[count:]
+
+
+def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
+    parallel.use_every_core()
+    # One more seed of each device than fits at once would wait for all the others.
+    together = target.current().members * max(2, jax.device_count())
+    for recipe in names:
+        for first, count in blocks(missing(recipe, seeds, "jaxmnist"), together):
+            config = recipes.load(recipe)
+            config.seed, config.num_seeds = first, count
+            folder = workdir / jaxmnist.__version__ / f"{recipe}-{first}-{count}"
+            train.run(config, folder)
+            rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+            layers = analyze.summarize(models.build(str(config.model)))
+            for seed in range(first, first + count):
+                own = [row for row in rows if row["seed"] == seed]
+                accuracies = [row["eval_accuracy"] for row in own]
+                rate = sum(row["images_per_second"] for row in own) / len(own)
+                params = sum(layer.params for layer in layers)
+                add(line(recipe, seed, params, accuracies, rate) | {"peer": "jaxmnist"})
+
+
+def study_torch(names: Sequence[str], seeds: int) -> None:
+    import study_torch as peer
+
+    tasks = [(recipe, seed) for recipe in names for seed in missing(recipe, seeds, "torch")]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+        for run in pool.imap_unordered(peer.run, tasks):
+            add(line(*run) | {"peer": "torch"})
+            print(f"{run[0]}, seed {run[1]}: {run[3][-1]:.2f} %", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Many seeds of each recipe.")
+    parser.add_argument("--recipes", nargs="*", choices=recipes.names(), default=recipes.names())
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--peer", choices=["jaxmnist", "torch"], default="jaxmnist")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/study"))
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.report:
+        study_report.report(RESULTS)
+    elif arguments.peer == "torch":
+        study_torch(arguments.recipes, arguments.seeds)
+    else:
+        study_jaxmnist(arguments.recipes, arguments.seeds, arguments.workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

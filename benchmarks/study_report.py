@@ -1,0 +1,161 @@
+"""The study's table and figure, out of its file alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import special
+
+from jaxmnist import published
+
+FIGURE = Path(__file__).parent / "figures" / "study.png"
+BAR = 99.40  # percent, that these exercises ask for
+_BLUE, _VERMILION = "#0072B2", "#D55E00"
+
+Line = dict[str, Any]
+
+
+def read(file: Path) -> list[Line]:
+    """Every line of the study; [] before the first."""
+    if not file.exists():
+        return []
+    return [json.loads(text) for text in file.read_text().splitlines()]
+
+
+def newest(lines: Sequence[Line], version: str | None = None) -> list[Line]:
+    """The lines of one version of the package; without one, for each recipe the newest there is."""
+
+    def number(line: Line) -> tuple[int, ...]:
+        return tuple(map(int, line["version"].split(".")))
+
+    last: dict[tuple[str, str], tuple[int, ...]] = {}
+    for line in lines:
+        key = line["recipe"], line["peer"]
+        last[key] = max(last.get(key, ()), number(line))
+    if version is not None:
+        return [line for line in lines if line["version"] == version]
+    return [line for line in lines if number(line) == last[line["recipe"], line["peer"]]]
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half-width of the mean's 95 % t-interval."""
+    size = len(values)
+    return float(special.stdtrit(size - 1, 0.975) * np.std(values, ddof=1) / size**0.5)
+
+
+def welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """The difference of two means, and the half-width of its 95 % interval (Welch, 1947)."""
+    parts = [float(np.var(sample, ddof=1)) / len(sample) for sample in (values, others)]
+    squares = [part**2 / (len(s) - 1) for part, s in zip(parts, (values, others), strict=True)]
+    freedom = sum(parts) ** 2 / sum(squares)
+    half = float(special.stdtrit(freedom, 0.975)) * sum(parts) ** 0.5
+    return float(np.mean(values) - np.mean(others)), half
+
+
+def _row(recipe: str, lines: Sequence[Line]) -> str:
+    final = [line["final_accuracy"] for line in lines]
+    best = [line["best_accuracy"] for line in lines]
+    end = np.mean([value >= BAR for value in final])
+    held = np.mean([min(line["accuracies"][-3:]) >= BAR for line in lines])
+    publication = published.load_all()[recipe]["best_accuracy"]
+    there = "none"
+    if publication is not None:
+        below = 100 * np.mean([value < publication for value in best])
+        there = f"{publication:.2f}, above {below:.0f} %"
+    cells = (
+        f"`{recipe}`",
+        str(len(lines)),
+        f"{np.mean(final):.3f} ± {np.std(final, ddof=1):.3f}",
+        f"± {interval(final):.3f}",
+        f"{min(final):.2f} to {max(final):.2f}",
+        f"{np.mean(best):.3f} (+{np.mean(best) - np.mean(final):.3f})",
+        there,
+        f"{100 * end:.0f} %",
+        f"{100 * held:.0f} %",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """In Markdown, a row a recipe of which there are two runs at least."""
+    header = [
+        "| recipe | n | final epoch, mean ± sd | mean, 95 % | min to max | best epoch (gain) "
+        "| published best, of ours | final ≥ 99.40 | last three ≥ 99.40 |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    own = [line for line in newest(lines) if line["peer"] == "jaxmnist"]
+    rows = []
+    for recipe in published.load_all():
+        of_recipe = [line for line in own if line["recipe"] == recipe]
+        if len(of_recipe) > 1:
+            rows.append(_row(recipe, of_recipe))
+    return "\n".join([*header, *rows])
+
+
+def comparison(lines: Sequence[Line]) -> list[str]:
+    """A sentence for each recipe that was trained in PyTorch too."""
+    sentences = []
+    for recipe in published.load_all():
+        ours, theirs = (
+            [
+                line["final_accuracy"]
+                for line in newest(lines)
+                if (line["recipe"], line["peer"]) == (recipe, peer)
+            ]
+            for peer in ("jaxmnist", "torch")
+        )
+        if min(len(ours), len(theirs)) > 1:
+            difference, half = welch(ours, theirs)
+            sentences.append(
+                f"{recipe}: jaxmnist {np.mean(ours):.3f} ± {np.std(ours, ddof=1):.3f} "
+                f"(n = {len(ours)}), torch {np.mean(theirs):.3f} ± {np.std(theirs, ddof=1):.3f} "
+                f"(n = {len(theirs)}): difference {difference:+.3f}, 95 % interval ± {half:.3f}"
+            )
+    return sentences
+
+
+def draw(lines: Sequence[Line], file: Path) -> None:
+    """A row a recipe: a dot a run, mean and interval, the published figure as a mark."""
+    own = [line for line in newest(lines) if line["peer"] == "jaxmnist"]
+    names = [name for name in published.load_all() if any(o["recipe"] == name for o in own)]
+    figure = Figure(figsize=(9, 0.8 + 0.62 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for height, name in enumerate(names):
+        final = np.array([line["final_accuracy"] for line in own if line["recipe"] == name])
+        spread = np.random.default_rng(0).uniform(-0.17, 0.17, len(final))
+        axes.scatter(100 - final, height + spread, s=14, color=_BLUE, alpha=0.55, lw=0)
+        half = interval(final.tolist()) if len(final) > 1 else 0.0
+        axes.errorbar(100 - final.mean(), height, xerr=half, fmt="|", color="black", ms=16, lw=2)
+        best = published.load_all()[name]["best_accuracy"]
+        if best is not None:
+            axes.plot(100 - best, height, "D", color=_VERMILION, ms=7, mfc="none", mew=1.6)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    ticks = [accuracy for accuracy in (95, 96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7)]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in ticks if high <= 100 - tick <= low]
+    axes.set_xticks([100 - tick for tick in ticks], [f"{tick:g}" for tick in ticks], minor=False)
+    axes.minorticks_off()
+    axes.axvline(100 - BAR, color="#999999", lw=1, ls=":")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy (%), error rate on a log scale")
+    axes.grid(axis="x", color="#e0e0e0", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        "Final epochs (dots), mean and its 95 % interval (bars), published best (diamonds)",
+        fontsize=11,
+    )
+    figure.savefig(file, dpi=130, format="png")
+
+
+def report(file: Path) -> None:
+    lines = read(file)
+    print(table(lines))
+    print("\n".join(["", *comparison(lines)]))
+    draw(lines, FIGURE)
+    print(f"\ndrew {FIGURE}")

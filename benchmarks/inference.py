@@ -6,10 +6,10 @@ The 10,000 test images in batches of 1,000, as uint8 in memory. The peer is onnx
 exported file, in the same process, in turns. Then the command with one photo, from start to end,
 with its programs in the cache.
 
-Result, 2026-11-21, two cores of an AMD EPYC (Zen 4), jax 0.10.2, onnxruntime 1.31.1, thousand
-images/s: model3 35.9 (35.3 to 38.3), onnxruntime 41.7 (35.5 to 42.9); compact_tiny 56.8 (52.6 to
-64.6) and 83.5 (68.4 to 92.5); efficient 12.4 (12.1 to 12.9) and 23.6 (21.6 to 24.0). The command:
-1.65 s (1.51 to 1.72).
+Result, 2026-11-22, two cores of an AMD EPYC (Zen 4), jax 0.10.2, onnxruntime 1.31.1, thousand
+images/s: model3 36.8 (34.9 to 43.2), onnxruntime 42.2 (36.4 to 42.7); compact_tiny 58.0 (56.9 to
+65.1) and 95.6 (69.0 to 99.2); efficient 12.9 (12.6 to 13.5) and 24.5 (21.1 to 25.2). The command:
+1.28 s (1.24 to 1.33).
 """
 
 import argparse

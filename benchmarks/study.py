@@ -36,7 +36,12 @@ Line = dict[str, Any]
 
 
 def line(recipe: str, seed: int, params: int, accuracies: Sequence[float], rate: float) -> Line:
-    """One run; accuracies in percent, after each epoch; of several best epochs the first."""
+    """One run; of several best epochs the first counts.
+
+    Args:
+      accuracies: percent, after each epoch.
+      rate: images/s of training, of all seeds that shared the program.
+    """
     best = max(accuracies)
     return {
         "recipe": recipe,

@@ -100,7 +100,7 @@ def _predict() -> None:
         found = reading.read(classifier, grey_HW)
         read.append((file, found))
         if _PLOT.value:
-            drawn.append((file, grey_HW, found))
+            drawn.append((file, grey_HW.astype(np.uint8), found))
         if not _JSON.value:
             print(line(file, found), flush=True)
     if _JSON.value:

@@ -77,7 +77,7 @@ def _of_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
     alone.seed, alone.num_seeds = int(run.config.seed if seed is None else seed), 1
     metadata = {"seed": alone.seed, "epoch": run.epoch, "step": run.state.step}
     metadata["config"] = alone.to_json()
-    if name := recipe_name(run.config):
+    if name := packaged_recipe(run.config):
         metadata["recipe"] = name
     if run.row and run.epoch == run.config.num_epochs:
         metadata["final_accuracy"] = run.row["eval_accuracy"]
@@ -113,7 +113,7 @@ def _of_weights(file: Path, recipe: Recipe | None) -> Classifier:
     return Classifier(config, params, batch_stats, str(file), metadata)
 
 
-def recipe_name(config: Config) -> str | None:
+def packaged_recipe(config: Config) -> str | None:
     """The packaged recipe that ``config`` follows, whatever seeds and devices; None for none."""
 
     def what(config: Config) -> dict[str, Any]:

@@ -56,5 +56,12 @@ def some_images(dataset: data.Dataset) -> np.ndarray:
     return np.concatenate([dataset.images_NHW[:4], noise_NHW])
 
 
+def assert_as_many_right(classifier: Classifier, found_NK: Any, dataset: data.Dataset) -> None:
+    """What an exported network finds in a whole data set is right as often, but for two."""
+    expected = count_right(classifier.logits(dataset.images_NHW), dataset)
+    assert expected > 9800
+    assert abs(count_right(found_NK, dataset) - expected) <= 2
+
+
 def count_right(logits_NK: np.ndarray, dataset: data.Dataset) -> int:
     return int((logits_NK.argmax(1) == dataset.labels_N).sum())

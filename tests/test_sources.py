@@ -170,8 +170,9 @@ def test_runs_of_a_packaged_recipe_are_known_by_it(tmp_path: Path):
     make_run(tmp_path / "run", config, {1: 50.0})
     assert jaxmnist.load(tmp_path / "run").metadata["recipe"] == "model1"
     config.num_epochs = 3
-    assert sources.recipe_name(config) is None
-    assert [sources.recipe_name(recipes.load(name)) for name in recipes.names()] == recipes.names()
+    assert sources.packaged_recipe(config) is None
+    names = recipes.names()
+    assert [sources.packaged_recipe(recipes.load(name)) for name in names] == names
 
 
 def test_weights_that_know_their_recipe(workdir: Path, tmp_path: Path, images_NHW: np.ndarray):

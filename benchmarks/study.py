@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def line(recipe: str, seed: int, params: int, accuracies: Sequence[float], rate:
 
     Args:
       accuracies: percent, after each epoch.
-      rate: images/s of training, of all seeds that shared the program.
+      rate: images/s of training, median of the epochs, of all seeds that shared the program.
     """
     best = max(accuracies)
     return {
@@ -99,7 +100,7 @@ def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
             for seed in range(first, first + count):
                 own = [row for row in rows if row["seed"] == seed]
                 accuracies = [row["eval_accuracy"] for row in own]
-                rate = sum(row["images_per_second"] for row in own) / len(own)
+                rate = statistics.median(row["images_per_second"] for row in own)
                 params = sum(layer.params for layer in layers)
                 add(line(recipe, seed, params, accuracies, rate) | {"peer": "jaxmnist"})
 

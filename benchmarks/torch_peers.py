@@ -50,19 +50,47 @@ if DEVICE.type == "cuda":
 
 
 def augmented(images: torch.Tensor, degrees: float, translate: float) -> torch.Tensor:
-    """Rotates and shifts a whole batch at once: far faster than torchvision, image by image."""
+    """RandomRotation and RandomAffine of a whole batch at once: far faster than image by image."""
     if degrees == 0 and translate == 0:
         return images
     size, device = len(images), images.device
-    radians = (torch.rand(size, device=device) * 2 - 1) * (degrees * math.pi / 180)
-    # In affine_grid's units the image is 2 wide.
-    shift = (torch.rand(2, size, device=device) * 2 - 1) * 2 * translate
+    angles = (torch.rand(size, device=device) * 2 - 1) * degrees
+    if translate == 0:
+        return transformed(images, angles)
+    shifts = (torch.rand(2, size, device=device) * 2 - 1) * translate * images.shape[-1]
+    return transformed(images, angles, shifts.round())
+
+
+def transformed(
+    images: torch.Tensor, degrees: torch.Tensor, shifts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rotates, then shifts by whole pixels.
+
+    Args:
+      images: (N, 1, H, W).
+      degrees: (N,), counter-clockwise.
+      shifts: (2, N), rows (down, right).
+    """
+    size, side = len(images), images.shape[-1]
+    radians = degrees * (math.pi / 180)
     cos, sin = radians.cos(), radians.sin()
-    rows = [torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)]
+    down, right = torch.zeros(2, 1, device=images.device) if shifts is None else shifts
+    down, right = down * (2 / side), right * (2 / side)  # for affine_grid an image is 2 wide
+    rows = [
+        torch.stack([cos, -sin, sin * down - cos * right], 1),
+        torch.stack([sin, cos, -sin * right - cos * down], 1),
+    ]
     grid = torch.nn.functional.affine_grid(
         torch.stack(rows, 1), list(images.shape), align_corners=False
     )
-    return torch.nn.functional.grid_sample(images, grid, mode="nearest", align_corners=False)
+    rotated = torch.nn.functional.grid_sample(images, grid, mode="nearest", align_corners=False)
+    if shifts is None:
+        return rotated
+    # What the rotation moved out of the frame does not come back with the shift.
+    pixel = torch.arange(side, device=images.device)
+    y, x = (pixel - shift.reshape(size, 1) for shift in shifts)
+    inside = ((y >= 0) & (y < side))[:, None, :, None] & ((x >= 0) & (x < side))[:, None, None, :]
+    return rotated * inside
 
 
 def alone(

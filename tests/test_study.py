@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import study
 import study_report
+import torch
+import torch_peers
 from scipy import stats
+
+from jaxmnist import data
+from jaxmnist.training import augment
 
 
 def made(recipe: str, seed: int, accuracies: list[float], **fields: Any) -> dict[str, Any]:
@@ -77,3 +83,19 @@ def test_the_table_and_the_figure(tmp_path: Path):
     )
     study_report.draw(lines, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("reach", [0, 3])
+def test_torch_augments_as_jaxmnist_does(mnist: tuple[data.Dataset, data.Dataset], reach: int):
+    """But for the pixels whose source lies halfway between two, where rounding decides."""
+    rng, count = np.random.default_rng(0), 500
+    images_NHW = mnist[1].images_NHW[:count]
+    degrees_N = rng.uniform(-60, 60, count).astype(np.float32)
+    shift_2N = rng.integers(-reach, reach + 1, (2, count))
+    images = torch.from_numpy(images_NHW).float()[:, None]
+    shifts = torch.from_numpy(shift_2N).float() if reach else None
+    found = torch_peers.transformed(images, torch.from_numpy(degrees_N), shifts)
+    pixels_HWN = augment.source_pixels(jnp.array(degrees_N), jnp.array(shift_2N, jnp.int32))
+    index_N = jnp.arange(count)
+    expected_HWN = np.asarray(augment.gather(jnp.array(images_NHW), index_N, pixels_HWN))
+    assert np.mean(found[:, 0].numpy() != expected_HWN.transpose(2, 0, 1)) < 1e-4

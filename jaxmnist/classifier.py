@@ -12,9 +12,9 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist.config import Config, architecture
+from jaxmnist.data import SIDE
 from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models
-from jaxmnist.networks.models import SIDE
 
 _BATCH = 128  # images that go through a core's own cache at once
 
@@ -120,10 +120,11 @@ class Classifier:
 
     def leaves(self, position: int) -> dict[str, np.ndarray]:
         """Parameters and statistics of the layer at ``position`` of the list, float32 by name."""
+        owner = models.owners(self.network.layers)[position]
         return {
             name: np.asarray(array, np.float32)
             for collection in (self.params, self.batch_stats)
-            for name, array in collection.get(f"layers_{position}", {}).items()
+            for name, array in collection.get(f"layers_{owner}", {}).items()
         }
 
     def summary(self) -> str:

@@ -3,7 +3,6 @@
 import difflib
 import json
 import math
-import re
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
@@ -12,7 +11,7 @@ import ml_collections
 
 from jaxmnist import data, published
 from jaxmnist.errors import UserError
-from jaxmnist.networks import models
+from jaxmnist.networks import blocks, models
 from jaxmnist.networks.layers import Dropout
 
 Config: TypeAlias = Any
@@ -55,7 +54,6 @@ _INSIDE = Allowed(lambda value: 0 < value < 1, "above 0 and below 1")
 _SEED = Allowed(lambda value: 0 <= value < 2**31, "from 0 to 2147483647")
 
 BLOCKS = "blocks"
-_WIDTHS = re.compile(r"[1-9]\d{0,2}(-[1-9]\d{0,2})*(/[1-9]\d{0,2}(-[1-9]\d{0,2})*)*")
 
 FIELDS: dict[str, Field] = {
     "recipe": Field(
@@ -68,21 +66,23 @@ FIELDS: dict[str, Field] = {
     ),
     "network.blocks": Field(
         "7-7-10/10-12/16-18",
-        "blocks: widths of the 3×3 convolutions, a pooling at each /",
-        Allowed(lambda text: bool(_WIDTHS.fullmatch(text)), "widths from 1 to 999 like 8-8/16/32"),
+        "blocks: widths of the 3×3 convolutions, a pooling at each /; 8k5 is 5×5, 8d is "
+        "depthwise-separable, = has the weights of the one before",
+        Allowed(lambda text: bool(blocks.PATTERN.fullmatch(text)), blocks.WORDS),
     ),
     "network.padding": Field(
         "0/0/1",
-        "blocks: padding of the convolutions, one number for all or one a block",
-        Allowed(lambda text: bool(re.fullmatch(r"[01](/[01])*", text)), "0 or 1, like 1 or 0/0/1"),
+        "blocks: 1 to pad convolutions so that they keep the size, 0 not to; for all or by block",
+        Allowed(lambda text: bool(blocks.PADDING.fullmatch(text)), "0 or 1, like 1 or 0/0/1"),
     ),
     "network.head": Field(
         "linear",
-        "blocks: mean of the maps and a linear layer; mean and maximum and a linear layer; or "
-        "a 1×1 convolution and the mean",
-        _one_of(models.HEADS),
+        "blocks: mean of the maps and a linear layer; mean and maximum and a linear layer; a 1×1 "
+        "convolution and the mean; or the mean of what the last convolution makes",
+        _one_of(blocks.HEADS),
     ),
     "network.head_bias": Field(True, "blocks: whether the head has a bias"),
+    "network.batch_norm_scale": Field(True, "blocks: whether batch norms have a scale"),
     "dropout": Field(0.0, "rate of each dropout layer of the network", _RATE),
     "dataset": Field("mnist", "'mnist', a folder of four IDX files, or 'tfds:NAME'"),
     "split": Field(
@@ -166,13 +166,18 @@ def from_json(text: str) -> Config:
 
 
 def _complete(config: Config) -> None:
-    """Adds what version 0.2.0 had no fields for, where ``config`` lacks it: the defaults.
+    """Adds what older versions had no fields for, where ``config`` lacks it: the defaults.
 
     Nothing is added to what has never been a configuration.
     """
-    if "model" in config and "network" not in config:
-        with config.unlocked():
-            config.network = default_config().network
+    if "model" not in config:
+        return
+    with config.unlocked():
+        if "network" not in config:
+            config.network = {}
+        for name, value in default_config().network.items():
+            if name not in config.network:
+                config.network[name] = value
 
 
 def validate(config: Config) -> None:
@@ -206,25 +211,14 @@ def architecture(config: Config) -> models.Model:
     """
     if config.model != BLOCKS:
         return str(config.model)
-    described = config.network.blocks
-    widths = tuple(tuple(map(int, block.split("-"))) for block in described.split("/"))
-    padding = tuple(map(int, config.network.padding.split("/")))
-    if len(padding) == 1:
-        padding *= len(widths)
-    if len(padding) != len(widths):
-        raise UserError(
-            f"config.network.padding is {config.network.padding!r}: network.blocks has "
-            f"{len(widths)} blocks, give one number for all or one for each"
-        )
-    side = models.SIDE
-    for number, (block, pad) in enumerate(zip(widths, padding, strict=True)):
-        side = (side // 2 if number else side) - 2 * (1 - pad) * len(block)
-        if side < 1:
-            raise UserError(
-                f"config.network.blocks is {described!r}: nothing is left of the image in block "
-                f"{number + 1}, give it padding or take fewer convolutions"
-            )
-    return models.Blocks(widths, padding, config.network.head, config.network.head_bias)
+    described = config.network
+    return blocks.parse(
+        described.blocks,
+        described.padding,
+        described.head,
+        head_bias=described.head_bias,
+        batch_norm_scale=described.batch_norm_scale,
+    )
 
 
 def _validate_together(config: Config) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxmnist.errors import UserError
 
+SIDE = 28  # images are SIDE×SIDE
 SPLITS = ("train/test", "train/val")
 _VAL_SIZE = 10_000
 
@@ -137,7 +138,7 @@ def _find_idx(folder: Path, name: str) -> Path:
 
 
 def _read_idx_pair(images_file: Traversable, labels_file: Traversable) -> Dataset:
-    images_NHW = _read_idx(images_file, (28, 28))
+    images_NHW = _read_idx(images_file, (SIDE, SIDE))
     labels_N = _read_idx(labels_file, ())
     if len(images_NHW) != len(labels_N):
         raise UserError(

@@ -10,6 +10,7 @@ from jaxmnist.config import Config, architecture, default_config
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import models
 
+KERNELS = ("kernel", "depthwise", "pointwise")
 METADATA = {"recipe": "mine", "seed": "5", "epoch": "3", "step": "321", "final_accuracy": "98.5"}
 
 DESCRIBED: dict[str, Any] = {
@@ -19,11 +20,20 @@ DESCRIBED: dict[str, Any] = {
     "network.head": "avgmax",
     "network.head_bias": True,
 }
+SMALL: dict[str, Any] = {
+    "model": "blocks",
+    "network.blocks": "6-8k5d/8d-=/10d",
+    "network.padding": "0",
+    "network.head": "maps",
+    "network.head_bias": True,
+    "network.batch_norm_scale": False,
+}
 ALL: dict[str, dict[str, Any]] = {
     **{name: {"model": name} for name in models.NETWORKS},
     "blocks": DESCRIBED,
+    "small": SMALL,
 }
-"""Each network, and one that a recipe describes, by the fields that make them."""
+"""Each network, and two that a recipe describes, by the fields that make them."""
 
 
 def config_of(**fields: Any) -> Config:
@@ -42,10 +52,16 @@ def random_classifier(**fields: Any) -> Classifier:
         if slot.leaf in ("scale", "var"):
             return random.uniform(0.5, 2, slot.shape)
         # Kernels such that activations neither grow nor vanish on their way.
-        spread = (2 / np.prod(slot.shape[1:])) ** 0.5 if slot.leaf == "kernel" else 0.2
+        spread = (2 / np.prod(slot.shape[1:])) ** 0.5 if slot.leaf in KERNELS else 0.2
         return random.normal(0, spread, slot.shape)
 
-    drawn = {slot.key: draw(slot).astype(np.float32) for slot in torch_weights.slots(network)}
+    drawn: dict[str, np.ndarray] = {}
+    shared: dict[tuple[str, str], np.ndarray] = {}
+    for slot in torch_weights.slots(network):
+        place = slot.layer, slot.leaf
+        if place not in shared:
+            shared[place] = draw(slot).astype(np.float32)
+        drawn[slot.key] = shared[place]
     params, batch_stats, _ = torch_weights.from_state_dict(network, drawn, in_order=False)
     return Classifier(config, params, batch_stats, "random numbers", METADATA)
 

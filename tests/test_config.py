@@ -21,7 +21,7 @@ from jaxmnist.config import (
     validate,
 )
 from jaxmnist.errors import UserError
-from jaxmnist.networks.models import Blocks
+from jaxmnist.networks.blocks import Blocks, Unit
 
 BAD_VALUES = {
     "recipe": ["vgg", "Model3"],
@@ -213,6 +213,14 @@ def test_what_an_older_version_lacks_is_its_default():
     assert flatten(found) == expected
 
 
+def test_what_an_older_version_lacks_of_a_group_is_its_default():
+    config = with_values(model="blocks", network__blocks="4/8")
+    expected = flatten(config)
+    with config.unlocked():
+        del config["network"]["batch_norm_scale"]
+    assert flatten(from_json(config.to_json())) == expected
+
+
 def test_what_was_never_there_is_not_made_up():
     assert flatten(from_json('{"seed": 5}')) == {"seed": 5}
 
@@ -245,36 +253,17 @@ def test_a_described_network():
         dropout=0.1,
     )
     validate(config)
-    assert architecture(config) == Blocks(((4, 6), (8,)), (1, 0), "conv", False)
-    config.network.padding = "1"
-    assert architecture(config) == Blocks(((4, 6), (8,)), (1, 1), "conv", False)
+    units = (Unit(4), Unit(6)), (Unit(8),)
+    assert architecture(config) == Blocks(units, (1, 0), "conv", False, True)
+
+
+def test_a_described_network_that_cannot_be():
+    text = message(with_values(model="blocks", network__padding="0/1"))
+    assert text.startswith("config.network.padding is '0/1': ")
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        (
-            {"network__padding": "0/1"},
-            ("config.network.padding is '0/1'", "3 blocks", "one for each"),
-        ),
-        (
-            {"network__blocks": "8/8/8/8/8/8", "network__padding": "1"},
-            ("config.network.blocks is '8/8/8/8/8/8'", "nothing is left", "block 6"),
-        ),
-        (
-            {"network__blocks": "8-8-8-8/8-8-8-8-8", "network__padding": "0"},
-            ("nothing is left of the image in block 2", "padding"),
-        ),
-    ],
-)
-def test_networks_that_cannot_be(fields: dict[str, str], words: tuple[str, ...]):
-    text = message(with_values(model="blocks", **fields))
-    for word in words:
-        assert word in text
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("blocks", "8/16"), ("head", "avgmax"), ("head_bias", False)]
+    ("field", "value"), [("blocks", "8/16"), ("head", "avgmax"), ("batch_norm_scale", False)]
 )
 def test_a_published_network_describes_itself(field: str, value: object):
     text = message(with_flat({"model": "compact", f"network.{field}": value}))

@@ -13,9 +13,10 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist.classifier import Classifier
+from jaxmnist.data import SIDE
 from jaxmnist.errors import UserError
 from jaxmnist.networks import layers
-from jaxmnist.networks.models import MEAN, SIDE, STD
+from jaxmnist.networks.models import MEAN, STD
 
 _OPSET = 17  # of 2022: what is in use today reads it
 _IR_VERSION = 8
@@ -57,12 +58,30 @@ class _Graph:
         return output
 
 
+def _convolution(
+    graph: _Graph,
+    name: str,
+    kernel_HWIO: np.ndarray,
+    bias_O: np.ndarray | None,
+    padding: int = 0,
+    group: int = 1,
+) -> None:
+    constants = [("weight", np.ascontiguousarray(kernel_HWIO.transpose(3, 2, 0, 1)))]
+    if bias_O is not None:
+        constants.append(("bias", bias_O))
+    shape = list(kernel_HWIO.shape[:2])
+    graph.add("Conv", name, *constants, kernel_shape=shape, pads=[padding] * 4, group=group)
+
+
 def _conv(graph: _Graph, name: str, layer: layers.Conv, leaves: Leaves) -> None:
-    constants = [("weight", np.ascontiguousarray(leaves["kernel"].transpose(3, 2, 0, 1)))]
-    if layer.use_bias:
-        constants.append(("bias", leaves["bias"]))
-    size, pad = layer.kernel_size, layer.padding
-    graph.add("Conv", name, *constants, kernel_shape=[size, size], pads=[pad] * 4)
+    _convolution(graph, name, leaves["kernel"], leaves.get("bias"), layer.padding)
+
+
+def _separable(graph: _Graph, name: str, layer: layers.SeparableConv, leaves: Leaves) -> None:
+    depthwise, pointwise = leaves["depthwise"], leaves["pointwise"]
+    group = depthwise.shape[3]
+    _convolution(graph, f"{name}.depthwise", depthwise, None, layer.padding, group)
+    _convolution(graph, f"{name}.pointwise", pointwise, leaves.get("bias"))
 
 
 def _batch_norm(graph: _Graph, name: str, layer: layers.BatchNorm, leaves: Leaves) -> None:
@@ -92,6 +111,7 @@ def _mean_and_maximum(graph: _Graph, name: str, _: layers.Layer, __: Leaves) -> 
 
 _NODES: dict[type[layers.Layer], Callable[[_Graph, str, Any, Leaves], None]] = {
     layers.Conv: _conv,
+    layers.SeparableConv: _separable,
     layers.BatchNorm: _batch_norm,
     layers.Linear: _linear,
     layers.GlobalAvgMaxPool: _mean_and_maximum,

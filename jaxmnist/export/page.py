@@ -46,13 +46,18 @@ class _Numbers:
         return base64.b64encode(joined.tobytes()).decode("ascii")
 
 
-def _conv(layer: layers.Conv, leaves: Leaves, numbers: _Numbers) -> Described:
+def _conv(
+    layer: layers.Conv | layers.SeparableConv, leaves: Leaves, numbers: _Numbers
+) -> Described:
+    kernel_HWIO = leaves.get("kernel")
+    if kernel_HWIO is None:
+        kernel_HWIO = leaves["depthwise"].swapaxes(2, 3) * leaves["pointwise"]
     return {
         "kind": "conv",
         "size": layer.kernel_size,
         "padding": layer.padding,
         "features": layer.features,
-        "weight": numbers.add(leaves["kernel"].transpose(3, 2, 0, 1)),
+        "weight": numbers.add(kernel_HWIO.transpose(3, 2, 0, 1)),
         "bias": numbers.add(leaves.get("bias")),
     }
 
@@ -74,6 +79,7 @@ def _linear(layer: layers.Linear, leaves: Leaves, numbers: _Numbers) -> Describe
 
 _KINDS: dict[type[layers.Layer], Callable[[Any, Leaves, _Numbers], Described | None]] = {
     layers.Conv: _conv,
+    layers.SeparableConv: _conv,
     layers.BatchNorm: _batch_norm,
     layers.Linear: _linear,
     layers.Relu: lambda *_: {"kind": "relu"},

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import export
 
 from jaxmnist.classifier import Classifier
+from jaxmnist.data import SIDE
 from jaxmnist.errors import UserError
 from jaxmnist.networks import models, target
-from jaxmnist.networks.models import SIDE
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -16,15 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmnist.data import SIDE
 from jaxmnist.errors import UserError
 from jaxmnist.networks import prng
-from jaxmnist.networks.models import SIDE, Network
+from jaxmnist.networks.models import Network, owners
 
 StateDict = Mapping[str, np.ndarray]
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 # Flax's names and torch's, in the order in which torch lists the tensors of a layer.
 _TORCH_NAMES = {
+    "depthwise": "depthwise.weight",
+    "pointwise": "pointwise.weight",
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
@@ -46,18 +49,29 @@ class Slot(NamedTuple):
 
 
 def slots(network: Network) -> list[Slot]:
-    """The tensors of ``network``, in the order of PyTorch's ``state_dict``."""
+    """The tensors of ``network``, in the order of PyTorch's ``state_dict``.
+
+    A layer that comes several times has its tensors at each of its places, as in PyTorch.
+    """
     blank_NHW = jax.ShapeDtypeStruct((1, SIDE, SIDE), jnp.uint8)
     variables = jax.eval_shape(
         lambda images_NHW: network.init(prng.key(0), images_NHW, train=False), blank_NHW
     )
-    return [
-        Slot(f"layers.{position}.{torch_name}", _torch_shape(leaf.shape), collection, layer, name)
-        for position, layer in ((p, f"layers_{p}") for p in range(len(network.layers)))
-        for name, torch_name in _TORCH_NAMES.items()
-        for collection in ("params", "batch_stats")
-        if (leaf := variables[collection].get(layer, {}).get(name)) is not None
-    ]
+    found = []
+    for position, owner in enumerate(owners(network.layers)):
+        layer = f"layers_{owner}"
+        leaves = {
+            name: (collection, leaf)
+            for collection in ("params", "batch_stats")
+            for name, leaf in variables[collection].get(layer, {}).items()
+        }
+        for name, torch_name in _TORCH_NAMES.items():
+            if name in leaves:
+                collection, leaf = leaves[name]
+                inner = "pointwise." if name == "bias" and "pointwise" in leaves else ""
+                key = f"layers.{position}.{inner}{torch_name}"
+                found.append(Slot(key, _torch_shape(leaf.shape), collection, layer, name))
+    return found
 
 
 def _torch_axes(rank: int) -> tuple[int, ...]:
@@ -123,6 +137,14 @@ def from_state_dict(
         and given[slot.key].shape == slot.shape  # else it may be of any size
         and not np.isfinite(given[slot.key]).all()
     ]
+    if not wrong:
+        first: dict[tuple[str, str], str] = {}
+        pairs = [(slot.key, first.setdefault(slot[3:], slot.key)) for slot in wanted]
+        wrong = [
+            f"{key} differs from {shared}, which are the same weights"
+            for key, shared in pairs
+            if not np.array_equal(given[key], given[shared])
+        ]
     if len(wrong) > 8:
         wrong = [*wrong[:8], f"and {len(wrong) - 8} more"]
     if wrong:

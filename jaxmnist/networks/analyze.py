@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxmnist.data import SIDE
 from jaxmnist.networks import prng
-from jaxmnist.networks.models import SIDE, Network
+from jaxmnist.networks.models import Network, owners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +15,7 @@ class LayerSummary:
     """One line of the table: a layer, what comes out of it and what it can see."""
 
     name: str
+    """Position and kind; behind = the position of the layer whose parameters it uses again."""
     output_shape: tuple[int, ...]
     """(C, H, W) of a map or (C,) of a vector."""
     params: int
@@ -26,15 +28,19 @@ def summarize(network: Network) -> list[LayerSummary]:
     x = jax.ShapeDtypeStruct((SIDE, 1, SIDE, 2), jnp.float32)
     receptive_field, jump = 1, 1
     summaries = []
-    for position, layer in enumerate(network.layers):
+    places = zip(owners(network.layers), network.layers, strict=True)
+    for position, (owner, layer) in enumerate(places):
         window = layer.window(x.shape[0])
         receptive_field += (window.size - 1) * jump
         jump *= window.stride
         x, variables = jax.eval_shape(
             lambda x, layer=layer: layer.init_with_output(prng.key(0), x, train=False), x
         )
-        params = sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
-        name = f"{position}: {type(layer).__name__}"
+        params, name = 0, f"{position}: {type(layer).__name__}"
+        if owner == position:
+            params = sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
+        else:
+            name += f" = {owner}"
         *image, _ = x.shape  # (H, C, W) or (C,)
         output_shape = (image[1], image[0], image[2]) if len(image) == 3 else tuple(image)
         summaries.append(LayerSummary(name, output_shape, params, receptive_field))

@@ -80,6 +80,34 @@ class Conv(Layer):
         return conv2d(x_HCWN, kernel, bias, self.padding)
 
 
+class SeparableConv(Layer):
+    """A depthwise convolution and a 1×1 convolution behind it, with nothing in between.
+
+    In PyTorch ``Conv2d(I, I, kernel_size, groups=I, bias=False)`` and ``Conv2d(I, O, 1)``. Both are
+    linear, so they are computed as the one convolution that has their product for its kernel: for
+    few channels a full matrix product is as fast as one channel after the other.
+    """
+
+    features: int
+    kernel_size: int = 3
+    padding: int = 0
+    use_bias: bool = False
+
+    def window(self, height: int) -> Window:
+        return Window(self.kernel_size)
+
+    @nn.compact
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        size, channels = self.kernel_size, x_HCWN.shape[1]
+        depthwise_HW1I = self.param("depthwise", uniform_fan_in(size**2), (size, size, 1, channels))
+        init = uniform_fan_in(channels)
+        pointwise_11IO = self.param("pointwise", init, (1, 1, channels, self.features))
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        kernel_HWIO = depthwise_HW1I.swapaxes(2, 3) * pointwise_11IO
+        kernel, bias = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), (kernel_HWIO, bias))
+        return conv2d(x_HCWN, kernel, bias, self.padding)
+
+
 class Flatten(Layer):
     """The maps of an image as one vector, (H, C, W, N) to (C·H·W, N): ``torch.nn.Flatten``."""
 
@@ -108,8 +136,11 @@ class BatchNorm(Layer):
 
     The batch is normalised with its biased variance, the running one collects the unbiased.
     Statistics are computed in at least float32 whatever the dtype of x, and over all parts of a
-    batch that is split.
+    batch that is split. Without ``use_scale`` the scale is not trained: it stays 1, beside the
+    running statistics.
     """
+
+    use_scale: bool = True
 
     EPSILON: ClassVar[float] = 1e-5
     MOMENTUM: ClassVar[float] = 0.9  # torch counts the other way round: its momentum is 0.1
@@ -117,7 +148,10 @@ class BatchNorm(Layer):
     @nn.compact
     def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
         channels = x_HCWN.shape[1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        if self.use_scale:
+            scale = self.param("scale", nn.initializers.ones, (channels,))
+        else:
+            scale = self.variable("batch_stats", "scale", jnp.ones, (channels,)).value
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))

@@ -5,13 +5,14 @@ Where the published write-ups are silent the choice is marked "inferred".
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxmnist.networks import blocks
 from jaxmnist.networks.layers import (
     BatchNorm,
     Conv,
@@ -28,19 +29,22 @@ from jaxmnist.networks.layers import (
 Layers = tuple[Layer, ...]
 Rate = ArrayLike | None
 
-SIDE = 28  # the images are SIDE×SIDE
 MEAN, STD = 0.1307, 0.3081  # of the MNIST training pixels scaled to [0, 1], as everyone rounds them
 
 
 class Network(nn.Module):
     """Runs a list of layers; parameters are named ``layers_0``, ``layers_1``…
 
-    The numbers are positions in the list, as in ``torch.nn.Sequential``. ``dtype`` is that of the
-    activations; parameters and statistics stay float32.
+    The numbers are positions in the list, as in ``torch.nn.Sequential``; a layer that comes several
+    times has its first one. ``dtype`` is that of the activations; parameters and statistics stay
+    float32.
     """
 
     layers: Sequence[Layer]
     dtype: DTypeLike = jnp.float32
+    # Of itself Flax names a layer that comes several times by the first of its places in the order
+    # of words, 11 before 3.
+    preserve_adopted_names: ClassVar[bool] = True
 
     def __call__(self, images_NHW: jax.Array, *, train: bool) -> jax.Array:
         """Logits (N, 10) of uint8 images (N, 28, 28).
@@ -58,22 +62,7 @@ class Network(nn.Module):
         return x.T
 
 
-class Blocks(NamedTuple):
-    """A network that a recipe describes itself: blocks of conv-BN-ReLU, pooling between them.
-
-    After each pooling comes a dropout of whole channels.
-    """
-
-    widths: tuple[tuple[int, ...], ...]
-    """The features of each 3×3 convolution, block by block."""
-    padding: tuple[int, ...]
-    """Of the convolutions of each block."""
-    head: str
-    """One of HEADS."""
-    head_bias: bool
-
-
-Model = str | Blocks
+Model = str | blocks.Blocks
 
 
 def build(
@@ -87,8 +76,22 @@ def build(
     The rate may be a traced number; None is no dropout. ``axis_name``: the mapped axis that batches
     are split over, see ``Layer``.
     """
-    layers = blocks(model, dropout) if isinstance(model, Blocks) else NETWORKS[model](dropout)
-    return Network(tuple(layer.clone(axis_name=axis_name) for layer in layers), dtype)
+    described = isinstance(model, blocks.Blocks)
+    layers = blocks.layers(model, dropout) if described else NETWORKS[model](dropout)
+    clones = [
+        layer.clone(axis_name=axis_name, name=f"layers_{place}")
+        for place, layer in enumerate(layers)
+    ]
+    return Network(tuple(clones[owner] for owner in owners(layers)), dtype)
+
+
+def owners(layers: Sequence[Layer]) -> tuple[int, ...]:
+    """The position under which each layer's parameters are kept.
+
+    A layer that comes several times has one set of them, at the first of its places.
+    """
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(id(layer), place) for place, layer in enumerate(layers))
 
 
 def conv_bn_relu(features: int, padding: int, use_bias: bool = False) -> Layers:
@@ -263,20 +266,3 @@ NETWORKS: dict[str, Callable[[Rate], Layers]] = {
         net8k,
     )
 }
-
-HEADS: dict[str, Callable[[bool], Layers]] = {
-    "linear": lambda use_bias: (GlobalAvgPool(), Flatten(), Linear(10, use_bias)),
-    "avgmax": lambda use_bias: (GlobalAvgMaxPool(), Flatten(), Linear(10, use_bias)),
-    "conv": lambda use_bias: (Conv(10, 1, use_bias=use_bias), GlobalAvgPool(), Flatten()),
-}
-
-
-def blocks(described: Blocks, dropout: Rate) -> Layers:
-    """The layers of a network that a recipe describes itself."""
-    layers: list[Layer] = []
-    for widths, padding in zip(described.widths, described.padding, strict=True):
-        if layers:
-            layers += [MaxPool(), Dropout(dropout, whole_channels=True)]
-        for features in widths:
-            layers += conv_bn_relu(features, padding)
-    return (*layers, *HEADS[described.head](described.head_bias))

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-SIDE, BOX = 28, 20
+from jaxmnist.data import SIDE
+
+BOX = 20
 
 
 _THIN = 0.09  # of the longer side: thinner strokes are rare in MNIST

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxmnist.networks.models import SIDE
+from jaxmnist.data import SIDE
 from jaxmnist.networks.ops import materialize
 
 

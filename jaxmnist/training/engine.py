@@ -21,6 +21,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from jaxmnist.data import SIDE
 from jaxmnist.networks import models, prng, target
 from jaxmnist.training import augment
 from jaxmnist.training.population import Member
@@ -103,7 +104,7 @@ class Engine:
 
     def init(self, member: Member) -> TrainState:
         """The state before the first step."""
-        blank_NHW = jnp.zeros((1, models.SIDE, models.SIDE), jnp.uint8)
+        blank_NHW = jnp.zeros((1, SIDE, SIDE), jnp.uint8)
         step = jnp.int32(0)
         key = _key(member, Stream.INIT, step)
         variables = self.network().init(key, blank_NHW, train=False)

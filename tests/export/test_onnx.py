@@ -87,13 +87,13 @@ def test_it_passes_the_full_check(exported: Exported):
 
 
 def test_nodes_are_standard_ones(exported: Exported):
-    """One for each layer; dropout is none, mean and maximum are three."""
+    """One a layer; dropout is none, a separable convolution two, mean and maximum three."""
     nodes = exported.model.graph.node
     kinds = [node.op_type for node in nodes]
     assert {node.domain for node in nodes} == {""}
     assert set(kinds) <= KINDS
     assert kinds[:5] == INPUT
-    counts = {layers.Dropout: 0, layers.GlobalAvgMaxPool: 3}
+    counts = {layers.Dropout: 0, layers.GlobalAvgMaxPool: 3, layers.SeparableConv: 2}
     expected = [counts.get(type(layer), 1) for layer in exported.classifier.network.layers]
     assert len(kinds) == 5 + sum(expected)
 

@@ -47,6 +47,33 @@ def test_conv_layer_parameters(layer):
     assert shapes == {"kernel": (3, 3, 2, 4)} | ({"bias": (4,)} if layer.use_bias else {})
 
 
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (5, 0), (1, 0)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_separable_conv(size: int, padding: int, use_bias: bool):
+    """As XLA's grouped convolution with a 1×1 convolution behind it."""
+    x_HCWN = jnp.asarray(normal(7, 3, 7, 4))
+    layer = layers.SeparableConv(5, size, padding, use_bias)
+    variables: Any = layer.init(prng.key(0), x_HCWN, train=False)
+    params = variables["params"]
+    shapes = {"depthwise": (size, size, 1, 3), "pointwise": (1, 1, 3, 5)}
+    assert {name: leaf.shape for name, leaf in params.items()} == (
+        shapes | ({"bias": (5,)} if use_bias else {})
+    )
+    y_HCWN = lax.conv_general_dilated(
+        x_HCWN,
+        params["depthwise"],
+        window_strides=(1, 1),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("HCWN", "HWIO", "HCWN"),
+        feature_group_count=3,
+        precision="highest",
+    )
+    expected = jnp.einsum("hcwn,co->hown", y_HCWN, params["pointwise"][0, 0])
+    expected += params["bias"][None, :, None, None] if use_bias else 0
+    found = layer.apply(variables, x_HCWN, train=False)
+    chex.assert_trees_all_close(found, expected, atol=2e-6)
+
+
 # Vectors.
 
 
@@ -168,6 +195,27 @@ def test_batch_norm_in_evaluation():
     expected = (x_HCWN - mean) / np.sqrt(var + 1e-5) * scale + bias
     chex.assert_trees_all_close(np.asarray(y_HCWN, np.float64), expected, atol=2e-6)
     chex.assert_trees_all_equal(updates["batch_stats"], state["batch_stats"])
+
+
+def test_batch_norm_without_a_scale():
+    """Its scale is 1 and is nothing to be trained."""
+    x_HCWN = jnp.asarray(normal(4, 3, 4, 2) + 5)
+    layer = layers.BatchNorm(use_scale=False)
+    variables: Any = layer.init(prng.key(0), x_HCWN, train=True)
+    assert list(variables["params"]) == ["bias"]
+    chex.assert_trees_all_equal(variables["batch_stats"]["scale"], jnp.ones(3))
+    found = layer.apply(variables, x_HCWN, train=True, mutable=["batch_stats"])
+    with_scale: Any = layers.BatchNorm()
+    expected = with_scale.apply(
+        with_scale.init(prng.key(0), x_HCWN, train=True),
+        x_HCWN,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    chex.assert_trees_all_equal(found[0], expected[0])
+    updated = found[1]["batch_stats"]
+    chex.assert_trees_all_equal(updated.pop("scale"), jnp.ones(3))
+    chex.assert_trees_all_equal(updated, expected[1]["batch_stats"])
 
 
 def test_batch_norm_epsilon_counts_where_variance_is_small():
@@ -454,7 +502,9 @@ def test_evaluation_takes_no_notice_of_the_other_parts(mapped, layer):
     "layer",
     [
         layers.Conv(3, use_bias=True),
+        layers.SeparableConv(3, use_bias=True),
         layers.BatchNorm(),
+        layers.BatchNorm(use_scale=False),
         layers.Relu(),
         layers.Dropout(0.5),
         layers.Dropout(0.5, whole_channels=True),
@@ -484,6 +534,7 @@ def test_linear_in_bfloat16():
     [
         (layers.Conv(4, 3), (3, 1)),
         (layers.Conv(4, 1), (1, 1)),
+        (layers.SeparableConv(4, 5), (5, 1)),
         (layers.Flatten(), (1, 1)),
         (layers.Linear(4), (1, 1)),
         (layers.BatchNorm(), (1, 1)),

@@ -1,7 +1,6 @@
 """Tests of jaxmnist.networks.models: architectures, parameter counts, what Network does."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -278,47 +277,3 @@ def test_images_keep_their_orientation():
     pixels_NHW = (images_NHW / 255 - 0.1307) / 0.3081
     expected = np.einsum("nhw,hwo->no", pixels_NHW, kernel_HWIO[:, :, 0])
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-3)
-
-
-# Networks that a recipe describes itself.
-
-
-def of_layers(network_layers: Sequence[layers.Layer]) -> list[tuple]:
-    """Kind and shape of the layers, without dropout."""
-    kept = [layer for layer in network_layers if not isinstance(layer, layers.Dropout)]
-    return [
-        (type(layer), *(getattr(layer, name, None) for name in ("features", "padding", "use_bias")))
-        for layer in kept
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "described"),
-    [
-        (
-            "model3",
-            models.Blocks(((7, 7, 10), (10, 12), (16, 18)), (0, 0, 1), "linear", head_bias=True),
-        ),
-        ("compact_tiny", models.Blocks(((8,), (16,), (32,)), (1, 1, 1), "avgmax", head_bias=False)),
-        (
-            "compact",
-            models.Blocks(((8, 8), (16, 16), (32, 32)), (1, 1, 1), "linear", head_bias=False),
-        ),
-    ],
-)
-def test_described_networks_are_the_published_ones(name: str, described: models.Blocks):
-    """Layer by layer, but for the dropout, which a described network has after each pooling."""
-    found, expected = models.build(described, 0.1), models.build(name, 0.1)
-    assert of_layers(found.layers) == of_layers(expected.layers)
-    places = [type(layer) for layer in found.layers]
-    for place, kind in enumerate(places):
-        assert (kind is layers.Dropout) == (place > 0 and places[place - 1] is layers.MaxPool)
-
-
-def test_a_described_network_ends_in_its_head():
-    described = models.Blocks(((4,),), (0,), "conv", head_bias=True)
-    *_, last, pool, flatten = models.build(described).layers
-    assert isinstance(last, layers.Conv)
-    assert (last.features, last.kernel_size, last.use_bias) == (10, 1, True)
-    assert isinstance(pool, layers.GlobalAvgPool)
-    assert isinstance(flatten, layers.Flatten)

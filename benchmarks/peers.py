@@ -119,10 +119,8 @@ def flax(config: Config, train: data.Dataset, steps: int) -> Run:
         variables, opt_state = state
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(root, step))
         index_B = jax.lax.dynamic_slice(order_N, (step * config.batch_size,), (config.batch_size,))
-        drawn = augment.random_parameters(
-            augment_key, len(index_B), member.rotate_degrees, member.translate
-        )
-        batch_HWB = augment.gather(images_NHW, index_B, augment.source_pixels(*drawn))
+        drawn = augment.random_transforms(augment_key, len(index_B), member.augment)
+        batch_HWB = augment.gather(images_NHW, index_B, augment.source_pixels(drawn))
 
         def loss_fn(params):
             logits_BK, updates = network.apply(

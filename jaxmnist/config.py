@@ -50,6 +50,7 @@ _POSITIVE = Allowed(lambda value: 0 < value <= 1e30, "above 0, at most 1e30")
 _NOT_NEGATIVE = Allowed(lambda value: 0 <= value <= 1e30, "from 0 to 1e30")
 _RATE = Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
 _DEGREES = Allowed(lambda value: 0 <= value <= 180, "from 0 to 180")
+_SHEAR = Allowed(lambda value: 0 <= value < 90, "at least 0 and below 90")
 _INSIDE = Allowed(lambda value: 0 < value < 1, "above 0 and below 1")
 _SEED = Allowed(lambda value: 0 <= value < 2**31, "from 0 to 2147483647")
 
@@ -82,6 +83,9 @@ FIELDS: dict[str, Field] = {
         _one_of(blocks.HEADS),
     ),
     "network.head_bias": Field(True, "blocks: whether the head has a bias"),
+    "network.activation": Field(
+        "relu", "blocks: after each batch norm", _one_of(blocks.ACTIVATIONS)
+    ),
     "network.batch_norm_scale": Field(True, "blocks: whether batch norms have a scale"),
     "dropout": Field(0.0, "rate of each dropout layer of the network", _RATE),
     "dataset": Field("mnist", "'mnist', a folder of four IDX files, or 'tfds:NAME'"),
@@ -121,6 +125,8 @@ FIELDS: dict[str, Field] = {
     "schedule.max_momentum": Field(0.95, "onecycle: momentum at both ends", _RATE),
     "augment.rotate_degrees": Field(0.0, "random rotation by up to ± this", _DEGREES),
     "augment.translate": Field(0.0, "random shift by up to ± this share of the side", _RATE),
+    "augment.scale": Field(0.0, "random scale by a factor of up to 1 ± this", _RATE),
+    "augment.shear_degrees": Field(0.0, "random shear by up to ± this", _SHEAR),
     "mesh.seed": Field(0, "devices that share the seeds; 0 for what fits", _between(0, 10_000)),
     "mesh.data": Field(0, "devices that share each batch; 0 for what fits", _between(0, 10_000)),
     "checkpoint.every_epochs": Field(1, "epochs between checkpoints", _between(1, 10_000)),
@@ -173,11 +179,12 @@ def _complete(config: Config) -> None:
     if "model" not in config:
         return
     with config.unlocked():
-        if "network" not in config:
-            config.network = {}
-        for name, value in default_config().network.items():
-            if name not in config.network:
-                config.network[name] = value
+        for group in ("network", "augment"):
+            if group not in config:
+                config[group] = {}
+            for name, value in default_config()[group].items():
+                if name not in config[group]:
+                    config[group][name] = value
 
 
 def validate(config: Config) -> None:
@@ -217,6 +224,7 @@ def architecture(config: Config) -> models.Model:
         described.padding,
         described.head,
         head_bias=described.head_bias,
+        activation=described.activation,
         batch_norm_scale=described.batch_norm_scale,
     )
 

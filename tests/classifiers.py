@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "network.padding": "0",
     "network.head": "maps",
     "network.head_bias": True,
+    "network.activation": "silu",
     "network.batch_norm_scale": False,
 }
 ALL: dict[str, dict[str, Any]] = {

@@ -29,6 +29,7 @@ BAD_VALUES = {
     "network.blocks": ["", "8-", "/8", "0/8", "8,8", "8-08", "1000", "8..9", "a"],
     "network.padding": ["", "2", "-1", "0-0", "0/", "same"],
     "network.head": ["mlp", ""],
+    "network.activation": ["tanh", ""],
     "dropout": [-0.1, 1.0, 1, math.nan, math.inf],
     "split": ["test", ""],
     "num_epochs": [0, -1, 10**9, 10**20],  # the tables of the schedule would fill the memory
@@ -52,6 +53,8 @@ BAD_VALUES = {
     "schedule.max_momentum": [-0.1, 1.0],
     "augment.rotate_degrees": [-1.0, 180.1, math.nan],
     "augment.translate": [-0.1, 1.0, math.nan],
+    "augment.scale": [-0.1, 1.0, math.nan],
+    "augment.shear_degrees": [-1.0, 90.0, math.nan],
     "mesh.seed": [-1, 10_001],
     "mesh.data": [-1, 10_001],
     "checkpoint.every_epochs": [0],
@@ -217,7 +220,7 @@ def test_what_an_older_version_lacks_of_a_group_is_its_default():
     config = with_values(model="blocks", network__blocks="4/8")
     expected = flatten(config)
     with config.unlocked():
-        del config["network"]["batch_norm_scale"]
+        del config["network"]["batch_norm_scale"], config["augment"]["scale"]
     assert flatten(from_json(config.to_json())) == expected
 
 
@@ -254,7 +257,7 @@ def test_a_described_network():
     )
     validate(config)
     units = (Unit(4), Unit(6)), (Unit(8),)
-    assert architecture(config) == Blocks(units, (1, 0), "conv", False, True)
+    assert architecture(config) == Blocks(units, (1, 0), "conv", False, "relu", True)
 
 
 def test_a_described_network_that_cannot_be():

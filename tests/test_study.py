@@ -95,7 +95,8 @@ def test_torch_augments_as_jaxmnist_does(mnist: tuple[data.Dataset, data.Dataset
     images = torch.from_numpy(images_NHW).float()[:, None]
     shifts = torch.from_numpy(shift_2N).float() if reach else None
     found = torch_peers.transformed(images, torch.from_numpy(degrees_N), shifts)
-    pixels_HWN = augment.source_pixels(jnp.array(degrees_N), jnp.array(shift_2N, jnp.int32))
+    drawn = augment.Transforms(jnp.array(degrees_N), jnp.array(shift_2N, jnp.int32))
+    pixels_HWN = augment.source_pixels(drawn)
     index_N = jnp.arange(count)
     expected_HWN = np.asarray(augment.gather(jnp.array(images_NHW), index_N, pixels_HWN))
     assert np.mean(found[:, 0].numpy() != expected_HWN.transpose(2, 0, 1)) < 1e-4

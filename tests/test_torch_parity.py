@@ -181,7 +181,7 @@ def test_rotation_equals_grid_sample(mnist):
     )
     shift_2N = jnp.zeros((2, count), jnp.int32)
     index_N = jnp.arange(count, dtype=jnp.int32)
-    pixel_HWN = augment.source_pixels(jnp.asarray(degrees_N), shift_2N)
+    pixel_HWN = augment.source_pixels(augment.Transforms(jnp.asarray(degrees_N), shift_2N))
     found_HWN = augment.gather(jnp.asarray(images_NHW), index_N, pixel_HWN)
     different = np.asarray(found_HWN).transpose(2, 0, 1) != expected[:, 0].numpy()
     assert different.mean() <= 1e-3
@@ -202,7 +202,8 @@ def test_translation_equals_grid_sample(mnist):
     expected = torch.nn.functional.grid_sample(
         torch.from_numpy(images_NHW).float()[:, None], grid, mode="nearest", align_corners=False
     )
-    pixel_HWN = augment.source_pixels(jnp.zeros(len(shifts)), jnp.asarray(shifts, jnp.int32).T)
+    drawn = augment.Transforms(jnp.zeros(len(shifts)), jnp.asarray(shifts, jnp.int32).T)
+    pixel_HWN = augment.source_pixels(drawn)
     index_N = jnp.arange(len(shifts), dtype=jnp.int32)
     found_HWN = augment.gather(jnp.asarray(images_NHW), index_N, pixel_HWN)
     np.testing.assert_array_equal(np.asarray(found_HWN).transpose(2, 0, 1), expected[:, 0].numpy())

@@ -109,6 +109,11 @@ def _mean_and_maximum(graph: _Graph, name: str, _: layers.Layer, __: Leaves) -> 
     graph.output = graph.join("Concat", name, both, axis=1)
 
 
+def _silu(graph: _Graph, name: str, _: layers.Layer, __: Leaves) -> None:
+    x = graph.output
+    graph.output = graph.join("Mul", name, [x, graph.join("Sigmoid", name, [x])])
+
+
 _NODES: dict[type[layers.Layer], Callable[[_Graph, str, Any, Leaves], None]] = {
     layers.Conv: _conv,
     layers.SeparableConv: _separable,
@@ -116,6 +121,7 @@ _NODES: dict[type[layers.Layer], Callable[[_Graph, str, Any, Leaves], None]] = {
     layers.Linear: _linear,
     layers.GlobalAvgMaxPool: _mean_and_maximum,
     layers.Relu: lambda graph, name, _, __: graph.add("Relu", name),
+    layers.Silu: _silu,
     layers.MaxPool: lambda graph, name, _, __: graph.add(
         "MaxPool", name, kernel_shape=[2, 2], strides=[2, 2]
     ),

@@ -83,6 +83,7 @@ _KINDS: dict[type[layers.Layer], Callable[[Any, Leaves, _Numbers], Described | N
     layers.BatchNorm: _batch_norm,
     layers.Linear: _linear,
     layers.Relu: lambda *_: {"kind": "relu"},
+    layers.Silu: lambda *_: {"kind": "silu"},
     layers.MaxPool: lambda *_: {"kind": "maxpool"},
     layers.GlobalAvgPool: lambda *_: {"kind": "pool", "maximum": False},
     layers.GlobalAvgMaxPool: lambda *_: {"kind": "pool", "maximum": True},

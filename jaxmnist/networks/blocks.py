@@ -3,7 +3,8 @@
     7-7-10/10-12/16-18    widths of 3×3 convolutions, a pooling at each /
     8k5-8/16d-=-=/10d     k5 is 5×5, d depthwise-separable, = has the weights of the one before
 
-After each convolution come a batch norm and a ReLU, after each pooling a dropout of whole channels.
+After each convolution come a batch norm and the activation, after each pooling a dropout of whole
+channels.
 """
 
 import re
@@ -26,6 +27,7 @@ from jaxmnist.networks.layers import (
     MaxPool,
     Relu,
     SeparableConv,
+    Silu,
 )
 
 _OWN = r"[1-9]\d{0,2}(?:k[1357])?d?"
@@ -40,6 +42,9 @@ HEADS: dict[str, Callable[[bool], tuple[Layer, ...]]] = {
     "conv": lambda use_bias: (Conv(10, 1, use_bias=use_bias), GlobalAvgPool(), Flatten()),
     "maps": lambda _: (GlobalAvgPool(), Flatten()),
 }
+
+
+ACTIVATIONS: dict[str, Callable[[], Layer]] = {"relu": Relu, "silu": Silu}
 
 
 class Unit(NamedTuple):
@@ -60,10 +65,20 @@ class Blocks(NamedTuple):
     head: str
     """One of HEADS; 'maps' takes what the last convolution gives as logits."""
     head_bias: bool
+    activation: str = "relu"
+    """One of ACTIVATIONS, after each batch norm."""
     batch_norm_scale: bool = True
 
 
-def parse(text: str, padding: str, head: str, *, head_bias: bool, batch_norm_scale: bool) -> Blocks:
+def parse(
+    text: str,
+    padding: str,
+    head: str,
+    *,
+    head_bias: bool,
+    activation: str,
+    batch_norm_scale: bool,
+) -> Blocks:
     """Reads what PATTERN and PADDING allow.
 
     Args:
@@ -71,6 +86,7 @@ def parse(text: str, padding: str, head: str, *, head_bias: bool, batch_norm_sca
       padding: one number for all, or one for each block.
       head: one of HEADS.
       head_bias: whether the head has a bias.
+      activation: one of ACTIVATIONS.
       batch_norm_scale: whether the batch norms have a scale.
 
     Raises:
@@ -85,7 +101,7 @@ def parse(text: str, padding: str, head: str, *, head_bias: bool, batch_norm_sca
             f"config.network.padding is {padding!r}: network.blocks has {len(units)} blocks, give "
             "one number for all or one for each"
         )
-    described = Blocks(units, each, head, head_bias, batch_norm_scale)
+    described = Blocks(units, each, head, head_bias, activation, batch_norm_scale)
     if problem := _problem(described):
         raise UserError(f"config.network.blocks is {text!r}: {problem}")
     return described
@@ -129,14 +145,14 @@ def _problem(described: Blocks) -> str | None:
 def layers(described: Blocks, dropout: ArrayLike | None) -> tuple[Layer, ...]:
     """The layers; a repeated convolution is the same object again."""
     found: list[Layer] = []
-    conv: Layer | None = None
+    activation, conv = ACTIVATIONS[described.activation], None
     for units, padding in zip(described.units, described.padding, strict=True):
         if found:
             found += [MaxPool(), Dropout(dropout, whole_channels=True)]
         for unit in units:
             conv = _conv(unit, padding) if unit else conv
             assert conv
-            found += [conv, BatchNorm(use_scale=described.batch_norm_scale), Relu()]
+            found += [conv, BatchNorm(use_scale=described.batch_norm_scale), activation()]
     if described.head == "maps":
         *found, last, _, _ = found
         found.append(last.clone(use_bias=described.head_bias))

@@ -187,6 +187,13 @@ class Relu(Layer):
         return nn.relu(x_HCWN)
 
 
+class Silu(Layer):
+    """x·sigmoid(x), as ``torch.nn.SiLU`` (Elfwing et al., 2018)."""
+
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        return nn.silu(x_HCWN)
+
+
 class Dropout(Layer):
     """Zeroes elements with probability ``rate``, scales the rest by 1/(1-rate): ``nn.Dropout``.
 

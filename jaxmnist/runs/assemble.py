@@ -9,10 +9,12 @@ from jax.sharding import Mesh
 from jaxmnist.config import Config, architecture, flatten
 from jaxmnist.networks import models
 from jaxmnist.training import optim, parallel
+from jaxmnist.training.augment import Bounds
 from jaxmnist.training.engine import Engine
 from jaxmnist.training.population import Member
 from jaxmnist.training.programs import Batching, plan_epoch
 
+_AUGMENT = tuple(f"augment.{name}" for name in Bounds._fields)
 _NUMBERS = {
     "seed",
     "dropout",
@@ -20,10 +22,9 @@ _NUMBERS = {
     "optimizer.learning_rate",
     "optimizer.momentum",
     "optimizer.weight_decay",
-    "augment.rotate_degrees",
-    "augment.translate",
+    *_AUGMENT,
 }
-_OPTIONAL = ("dropout", "label_smoothing", "augment.rotate_degrees", "augment.translate")
+_OPTIONAL = ("dropout", "label_smoothing", *_AUGMENT)
 
 
 def shape(config: Config) -> Hashable:
@@ -82,6 +83,5 @@ def member(config: Config, schedule: optim.Schedule, seed: int) -> Member:
         weight_decay=config.optimizer.weight_decay,
         label_smoothing=config.label_smoothing or None,
         dropout=config.dropout or None,
-        rotate_degrees=config.augment.rotate_degrees or None,
-        translate=config.augment.translate or None,
+        augment=Bounds(**{name: bound or None for name, bound in config.augment.items()}),
     )

@@ -1,6 +1,6 @@
-"""Random rotation and translation of uint8 images, on the device, while a batch is gathered.
+"""Random affine transformations of uint8 images, on the device, while a batch is gathered.
 
-Both are geometry only: the output pixel (y, x) is a copy of one input pixel or black, so a whole
+They are geometry only: the output pixel (y, x) is a copy of one input pixel or black, so a whole
 batch of augmented images is one gather from the training set, straight into the batch-minor layout.
 
 What is dear is materialized: fused, XLA on CPU would compute the sine anew for every pixel and
@@ -8,6 +8,7 @@ gather without vector instructions, at twenty times the cost.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,58 +18,95 @@ from jaxmnist.data import SIDE
 from jaxmnist.networks.ops import materialize
 
 
-def random_parameters(
-    key: jax.Array, count: int, rotate_degrees: ArrayLike | None, translate: ArrayLike | None
-) -> tuple[jax.Array, jax.Array]:
-    """Draws the transformation of each image, as torchvision does.
+class Bounds(NamedTuple):
+    """How far images are transformed; None is not at all, and the program does without."""
+
+    rotate_degrees: ArrayLike | None = None
+    """float (), rotation by up to ± this."""
+    translate: ArrayLike | None = None
+    """float (), shift by up to ± this share of the image's side."""
+    scale: ArrayLike | None = None
+    """float (), a factor of up to 1 ± this."""
+    shear_degrees: ArrayLike | None = None
+    """float (), shear of the rows by up to ± this."""
+
+
+class Transforms(NamedTuple):
+    """What is done to each of N images."""
+
+    degrees_N: jax.Array
+    """float32, rotation."""
+    shift_2N: jax.Array
+    """int32, rows (down, right), in pixels."""
+    scale_N: jax.Array | None = None
+    """float32, above 1 for larger digits."""
+    shear_degrees_N: jax.Array | None = None
+    """float32."""
+
+
+def random_transforms(key: jax.Array, count: int, bounds: Bounds) -> Transforms:
+    """Draws the transformations of ``count`` images, as torchvision does.
 
     ``RandomRotation(rotate_degrees)``: an angle in [-rotate_degrees, rotate_degrees) degrees.
     ``RandomAffine(0, translate)``: a shift of up to ``translate`` times the side, in whole pixels.
-    None is none.
-
-    Returns:
-      degrees_N float32; shift_2N int32, rows (down, right).
+    ``RandomAffine(0, scale=(1 - scale, 1 + scale), shear=shear_degrees)``: the same factor for both
+    axes, and a shear along x.
     """
     angle_key, shift_key = jax.random.split(key)
+    scale_key, shear_key = jax.random.split(jax.random.fold_in(key, 1))
+
+    def uniform(key: jax.Array, shape: tuple[int, ...], reach: ArrayLike) -> jax.Array:
+        reach = jnp.asarray(reach, jnp.float32)
+        return jax.random.uniform(key, shape, jnp.float32, -reach, reach)
+
     degrees_N, shift_2N = jnp.zeros(count, jnp.float32), jnp.zeros((2, count), jnp.float32)
-    if rotate_degrees is not None:
-        reach = jnp.asarray(rotate_degrees, jnp.float32)
-        degrees_N = jax.random.uniform(angle_key, (count,), jnp.float32, -reach, reach)
-    if translate is not None:
-        reach = jnp.asarray(translate, jnp.float32) * SIDE
-        shift_2N = jax.random.uniform(shift_key, (2, count), jnp.float32, -reach, reach)
-    return degrees_N, jnp.round(shift_2N).astype(jnp.int32)
+    scale_N = shear_degrees_N = None
+    if bounds.rotate_degrees is not None:
+        degrees_N = uniform(angle_key, (count,), bounds.rotate_degrees)
+    if bounds.translate is not None:
+        reach = jnp.asarray(bounds.translate, jnp.float32) * SIDE
+        shift_2N = uniform(shift_key, (2, count), reach)
+    if bounds.scale is not None:
+        scale_N = 1 + uniform(scale_key, (count,), bounds.scale)
+    if bounds.shear_degrees is not None:
+        shear_degrees_N = uniform(shear_key, (count,), bounds.shear_degrees)
+    return Transforms(degrees_N, jnp.round(shift_2N).astype(jnp.int32), scale_N, shear_degrees_N)
 
 
-def source_pixels(degrees_N: jax.Array, shift_2N: jax.Array) -> jax.Array:
-    """Where each pixel of the images, rotated and then shifted, comes from.
+def source_pixels(transforms: Transforms) -> jax.Array:
+    """Where each pixel of the images, sheared, scaled, rotated and then shifted, comes from.
 
     Rotation is counter-clockwise about the centre (13.5, 13.5), nearest neighbour, as torchvision's
-    ``rotate`` and torch's ``affine_grid`` + ``grid_sample`` (zeros, align_corners=False).
-
-    Args:
-      degrees_N: float32, rotation angles.
-      shift_2N: int32, rows (down, right), in pixels.
+    ``rotate`` and torch's ``affine_grid`` + ``grid_sample`` (zeros, align_corners=False). Shear and
+    scale are those of torchvision's ``affine``.
 
     Returns:
       pixel_HWN: int32, the row-major index of the source pixel; -1 for those that come from outside
       the image and are black.
     """
-    radians_N = degrees_N * (math.pi / 180)
+    radians_N = transforms.degrees_N * (math.pi / 180)
+    cos_N, sin_N = jnp.cos(radians_N), jnp.sin(radians_N)
+    # The way back of (dx, dy): the rows of a matrix.
+    back_4N = jnp.stack([cos_N, -sin_N, sin_N, cos_N])
+    if transforms.shear_degrees_N is not None:
+        slope_N = jnp.tan(transforms.shear_degrees_N * (math.pi / 180))
+        back_4N = back_4N.at[:2].add(slope_N[None] * back_4N[2:])
+    if transforms.scale_N is not None:
+        back_4N /= transforms.scale_N[None]
     # All in float32, to the last: converting each coordinate to int32 by itself, with XLA's care
     # for what does not fit, takes ten times longer than the whole rest.
-    down_N, right_N = shift_2N.astype(jnp.float32)
-    of_image_4N = jnp.stack([jnp.cos(radians_N), jnp.sin(radians_N), down_N, right_N])
-    cos, sin, down, right = materialize(of_image_4N)[:, None, None, :]
+    shift_2N = transforms.shift_2N.astype(jnp.float32)
+    of_image_6N = materialize(jnp.concatenate([back_4N, shift_2N]))
+    xx, xy, yx, yy, down, right = of_image_6N[:, None, None, :]
 
     centre = (SIDE - 1) / 2
     grid = jnp.arange(SIDE, dtype=jnp.float32)
     y, x = grid[:, None, None] - down, grid[None, :, None] - right  # (H, 1, N) and (1, W, N)
-    # The shift moves the rotated image as it was cropped to the frame: hence two range checks.
+    # The shift moves the transformed image as it was cropped to the frame: hence two range checks.
     inside_HWN = _in_frame(y) & _in_frame(x)
     dy, dx = y - centre, x - centre
-    source_y_HWN = jnp.round(sin * dx + cos * dy + centre)
-    source_x_HWN = jnp.round(cos * dx - sin * dy + centre)
+    source_y_HWN = jnp.round(yx * dx + yy * dy + centre)
+    source_x_HWN = jnp.round(xx * dx + xy * dy + centre)
     inside_HWN &= _in_frame(source_y_HWN) & _in_frame(source_x_HWN)
     pixel_HWN = jnp.where(inside_HWN, source_y_HWN * SIDE + source_x_HWN, -1)
     return materialize(pixel_HWN.astype(jnp.int32))

@@ -187,11 +187,10 @@ class Engine:
 
         def augmented(step: jax.Array, index_B: jax.Array) -> jax.Array:
             pixel_HWB = None
-            bounds = member.rotate_degrees, member.translate
-            if any(bound is not None for bound in bounds):
+            if any(bound is not None for bound in member.augment):
                 key = _key(member, Stream.AUGMENT, step)
-                degrees_B, shift_2B = augment.random_parameters(key, len(index_B), *bounds)
-                pixel_HWB = augment.source_pixels(own(degrees_B), own(shift_2B))
+                drawn = augment.random_transforms(key, len(index_B), member.augment)
+                pixel_HWB = augment.source_pixels(jax.tree.map(own, drawn))
             return augment.gather(train_set.images_NHW, own(index_B), pixel_HWB)
 
         step_S = state.step + lax.iota(jnp.int32, steps)

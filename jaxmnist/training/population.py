@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxmnist.training.augment import Bounds
 from jaxmnist.training.optim import Schedule
 
 
@@ -33,10 +34,8 @@ class Member(NamedTuple):
     """float (), share of the target spread over all classes."""
     dropout: ArrayLike | None = None
     """float (), rate of each dropout layer."""
-    rotate_degrees: ArrayLike | None = None
-    """float (), bound of the random rotation."""
-    translate: ArrayLike | None = None
-    """float (), bound of the random shift as a share of the image's side."""
+    augment: Bounds = Bounds()
+    """How far images are transformed at random."""
 
 
 def stack(members: Sequence[Member]) -> Member:

@@ -23,7 +23,7 @@ from jaxmnist.networks.layers import Layer
 INPUT = ["Cast", "Unsqueeze", "Div", "Sub", "Div"]
 CONV_BN_RELU = ["Conv", "BatchNormalization", "Relu"]
 KINDS = {*INPUT, *CONV_BN_RELU, "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Concat"}
-KINDS |= {"Flatten", "Gemm"}
+KINDS |= {"Flatten", "Gemm", "Sigmoid", "Mul"}
 
 
 class Exported(NamedTuple):
@@ -87,13 +87,18 @@ def test_it_passes_the_full_check(exported: Exported):
 
 
 def test_nodes_are_standard_ones(exported: Exported):
-    """One a layer; dropout is none, a separable convolution two, mean and maximum three."""
+    """One a layer; dropout is none, SiLU and separable are two, mean and maximum three."""
     nodes = exported.model.graph.node
     kinds = [node.op_type for node in nodes]
     assert {node.domain for node in nodes} == {""}
     assert set(kinds) <= KINDS
     assert kinds[:5] == INPUT
-    counts = {layers.Dropout: 0, layers.GlobalAvgMaxPool: 3, layers.SeparableConv: 2}
+    counts = {
+        layers.Dropout: 0,
+        layers.GlobalAvgMaxPool: 3,
+        layers.SeparableConv: 2,
+        layers.Silu: 2,
+    }
     expected = [counts.get(type(layer), 1) for layer in exported.classifier.network.layers]
     assert len(kinds) == 5 + sum(expected)
 

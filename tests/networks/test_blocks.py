@@ -16,9 +16,9 @@ from jaxmnist.networks import analyze, blocks, layers, models, prng
 from jaxmnist.networks.blocks import Blocks, Unit
 
 
-def described(text: str, padding: str = "1", head: str = "linear", **fields: bool) -> Blocks:
-    flags = {"head_bias": True, "batch_norm_scale": True} | fields
-    return blocks.parse(text, padding, head, **flags)
+def described(text: str, padding: str = "1", head: str = "linear", **fields: Any) -> Blocks:
+    defaults = {"head_bias": True, "activation": "relu", "batch_norm_scale": True}
+    return blocks.parse(text, padding, head, **(defaults | fields))
 
 
 # What the text means.
@@ -31,7 +31,7 @@ def test_units():
         (Unit(8, separable=True), Unit(8, 7, separable=True)),
         (None, None),
     )
-    assert found[1:] == ((0, 1, 1), "linear", True, False)
+    assert found[1:] == ((0, 1, 1), "linear", True, "relu", False)
     assert described("4/6/8").padding == (1, 1, 1)
 
 

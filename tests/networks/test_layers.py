@@ -248,6 +248,12 @@ def test_relu_and_its_gradient_at_zero():
     chex.assert_trees_all_equal(dx_HCWN.ravel(), jnp.asarray([0.0, 0.0, 0.0, 1.0]))
 
 
+def test_silu():
+    x_HCWN = normal(3, 2, 4, 5) * 5
+    expected = x_HCWN / (1 + np.exp(-x_HCWN.astype(np.float64)))
+    np.testing.assert_allclose(run(layers.Silu(), x_HCWN), expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (2, 3)])
 def test_max_pool_and_its_gradient_without_ties(height, width):
     x_HCWN = normal(height, 3, width, 2)
@@ -506,6 +512,7 @@ def test_evaluation_takes_no_notice_of_the_other_parts(mapped, layer):
         layers.BatchNorm(),
         layers.BatchNorm(use_scale=False),
         layers.Relu(),
+        layers.Silu(),
         layers.Dropout(0.5),
         layers.Dropout(0.5, whole_channels=True),
         layers.MaxPool(),
@@ -539,6 +546,7 @@ def test_linear_in_bfloat16():
         (layers.Linear(4), (1, 1)),
         (layers.BatchNorm(), (1, 1)),
         (layers.Relu(), (1, 1)),
+        (layers.Silu(), (1, 1)),
         (layers.Dropout(0.5), (1, 1)),
         (layers.MaxPool(), (2, 2)),
         (layers.GlobalAvgPool(), (7, 1)),

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import strategies as st
 from scipy import stats
 
 from jaxmnist.networks import prng
 from jaxmnist.training import augment
+from jaxmnist.training.augment import Bounds, Transforms
 
 COUNT = 20_000  # draws where distributions are compared
 
@@ -31,7 +33,9 @@ def letter() -> np.ndarray:
 @jax.jit
 def transformed_HWN(images_NHW: jax.Array, degrees_N: jax.Array, shift_2N: jax.Array) -> jax.Array:
     index_N = jnp.arange(len(images_NHW))
-    return augment.gather(images_NHW, index_N, augment.source_pixels(degrees_N, shift_2N))
+    return augment.gather(
+        images_NHW, index_N, augment.source_pixels(Transforms(degrees_N, shift_2N))
+    )
 
 
 def transform(image_HW: np.ndarray, degrees: float, down: int = 0, right: int = 0) -> np.ndarray:
@@ -126,7 +130,7 @@ def test_nearest_rotation_of_digits_as_by_loop(mnist):
 def test_source_pixels_by_hand():
     degrees_N = jnp.array([0, 90], jnp.float32)
     shift_2N = jnp.array([[1, 0], [0, 2]], jnp.int32)
-    pixel_HWN = augment.source_pixels(degrees_N, shift_2N)
+    pixel_HWN = augment.source_pixels(Transforms(degrees_N, shift_2N))
     chex.assert_shape(pixel_HWN, (28, 28, 2))
     assert pixel_HWN.dtype == jnp.int32
     inside_HWN = pixel_HWN >= 0
@@ -141,14 +145,71 @@ def test_source_pixels_by_hand():
     assert inside_HWN[:, 2:, 1].all()
 
 
+def test_scale_and_shear_by_hand():
+    """Twice as large, the quarter around the centre fills the image; shear moves whole rows."""
+    image_HW, still = letter(), Transforms(jnp.zeros(1), jnp.zeros((2, 1), jnp.int32))
+
+    def transformed(**parameters: jax.Array) -> np.ndarray:
+        pixel_HWN = augment.source_pixels(still._replace(**parameters))
+        image_NHW, index_N = jnp.asarray(image_HW)[None], jnp.zeros(1, jnp.int32)
+        return np.asarray(augment.gather(image_NHW, index_N, pixel_HWN))[..., 0]
+
+    found_HW = transformed(scale_N=jnp.array([2.0]))
+    chex.assert_trees_all_equal(found_HW, image_HW[7:21, 7:21].repeat(2, 0).repeat(2, 1))
+    found_HW = transformed(shear_degrees_N=jnp.array([math.degrees(math.atan(2))]))
+    for y in range(28):  # y - 13.5 pixels below the middle
+        row = shifted(image_HW, 0, 27 - 2 * y)[y]
+        chex.assert_trees_all_equal(found_HW[y], row)
+
+
+def torchvision_affine(
+    images_NHW: np.ndarray,
+    degrees_N: np.ndarray,
+    shift_2N: np.ndarray,
+    scale_N: np.ndarray,
+    shear_N: np.ndarray,
+) -> np.ndarray:
+    """``affine(image, -degrees, (right, down), scale, shear)``: its formula, torch's sampling.
+
+    torchvision turns clockwise, and shears before it scales and turns.
+    """
+    rot, sx = np.radians(-degrees_N), np.radians(shear_N)
+    a, b = np.cos(rot), -np.cos(rot) * np.tan(sx) - np.sin(rot)
+    c, d = np.sin(rot), -np.sin(rot) * np.tan(sx) + np.cos(rot)
+    down, right = shift_2N / 14  # torch's images are 2 wide
+    rows = [
+        np.stack([d, -b, -d * right + b * down], 1) / scale_N[:, None],
+        np.stack([-c, a, c * right - a * down], 1) / scale_N[:, None],
+    ]
+    theta = torch.from_numpy(np.stack(rows, 1)).float()
+    images = torch.from_numpy(images_NHW).float()[:, None]
+    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    found = torch.nn.functional.grid_sample(images, grid, mode="nearest", align_corners=False)
+    return found[:, 0].numpy()
+
+
+def test_affine_transformations_are_those_of_torchvision(mnist):
+    """Of digits, which do not reach the frame: there torchvision does not crop before it shifts."""
+    rng, count = np.random.default_rng(1), 200
+    images_NHW = mnist[0].images_NHW[:count]
+    degrees_N, shear_N = rng.uniform(-10, 10, (2, count)).astype(np.float32)
+    scale_N = rng.uniform(0.8, 1.1, count).astype(np.float32)
+    shift_2N = rng.integers(-1, 2, (2, count))
+    drawn = degrees_N, shift_2N.astype(np.int32), scale_N, shear_N
+    pixel_HWN = augment.source_pixels(Transforms(*map(jnp.asarray, drawn)))
+    found_HWN = augment.gather(jnp.asarray(images_NHW), jnp.arange(count), pixel_HWN)
+    expected_NHW = torchvision_affine(images_NHW, degrees_N, shift_2N, scale_N, shear_N)
+    assert (np.asarray(found_HWN).transpose(2, 0, 1) != expected_NHW).mean() < 1e-3
+    assert (images_NHW != expected_NHW).mean() > 0.1
+
+
 # Random parameters.
 
 
 def parameters(seed: int, rotate_degrees: float, translate: float) -> tuple[np.ndarray, np.ndarray]:
-    degrees_N, shift_2N = augment.random_parameters(
-        prng.key(seed), COUNT, rotate_degrees, translate
-    )
-    return np.asarray(degrees_N), np.asarray(shift_2N)
+    drawn = augment.random_transforms(prng.key(seed), COUNT, Bounds(rotate_degrees, translate))
+    assert drawn[2:] == (None, None)
+    return np.asarray(drawn.degrees_N), np.asarray(drawn.shift_2N)
 
 
 @pytest.mark.parametrize("bound", [5.0, 10.0])
@@ -203,6 +264,29 @@ def test_zero_turns_off_each_of_the_two():
     assert not shift_2N.any()
 
 
+@pytest.mark.parametrize(
+    ("name", "bound", "low", "high"),
+    [("scale", 0.2, 0.8, 1.2), ("shear_degrees", 15.0, -15.0, 15.0)],
+)
+def test_scale_and_shear_are_uniform_and_independent(name, bound, low, high):
+    bounds = Bounds(7, 0.1, 0.1, 5.0)._replace(**{name: bound})
+    drawn = augment.random_transforms(prng.key(6), COUNT, bounds)
+    values_N = np.asarray(getattr(drawn, f"{name}_N"))
+    assert values_N.dtype == np.float32
+    assert stats.kstest(values_N, "uniform", (low, high - low)).pvalue > 1e-3
+    every = np.vstack([np.asarray(leaf) for leaf in drawn])
+    assert np.abs(np.corrcoef(every)[np.triu_indices(5, 1)]).max() < 4 / COUNT**0.5
+
+
+def test_scale_and_shear_leave_the_other_draws_alone():
+    key = prng.key(7)
+    plain, more = (
+        augment.random_transforms(key, COUNT, bounds)
+        for bounds in (Bounds(7, 0.1), Bounds(7, 0.1, 0.2, 5))
+    )
+    chex.assert_trees_all_equal(plain[:2], more[:2])
+
+
 # Gathering.
 
 
@@ -226,7 +310,7 @@ def test_gather_picks_images_batch_minor(images_NHW):
 def test_gather_pairs_images_with_their_pixels(images_NHW):
     degrees_B = np.array([0, 90, 180, 270, 0], np.float32)
     shift_2B = np.array([[0, 1, 0, -2, 3], [0, 0, 4, 0, -5]], np.int32)
-    pixel_HWB = augment.source_pixels(jnp.asarray(degrees_B), jnp.asarray(shift_2B))
+    pixel_HWB = augment.source_pixels(Transforms(jnp.asarray(degrees_B), jnp.asarray(shift_2B)))
     found_HWB = augment.gather(images_NHW, jnp.asarray(INDEX_B), pixel_HWB)
     assert found_HWB.dtype == jnp.uint8
     for place, index in enumerate(INDEX_B):
@@ -251,8 +335,8 @@ def test_negative_pixels_are_black():
     assert (found_HWB[[0, 27], [1, 27]] == 255).all()
 
 
-def test_random_parameters_transform_copies_of_an_image_differently(images_NHW):
-    parameters = augment.random_parameters(prng.key(8), 32, 7, 0.1)
-    index_B, pixel_HWB = jnp.full(32, 7), augment.source_pixels(*parameters)
+def test_random_transforms_change_copies_of_an_image_differently(images_NHW):
+    drawn = augment.random_transforms(prng.key(8), 32, Bounds(7, 0.1))
+    index_B, pixel_HWB = jnp.full(32, 7), augment.source_pixels(drawn)
     found_HWB = np.asarray(augment.gather(images_NHW, index_B, pixel_HWB))
     assert len({found_HWB[..., place].tobytes() for place in range(32)}) > 28

@@ -119,11 +119,11 @@ def test_scan_equals_single_steps(train_set):
 @pytest.mark.parametrize("augmented", [True, False])
 def test_batches_are_those_of_the_single_steps(train_set, augmented):
     """Each step's batch is augmented with its own parameters, that of the state's next step."""
-    bounds: dict[str, Any] = {
-        "augment.rotate_degrees": 10.0 * augmented,
-        "augment.translate": 0.1 * augmented,
+    bounds = augment.Bounds(10.0, 0.1, 0.2, 15.0)
+    fields: dict[str, Any] = {
+        f"augment.{name}": bound * augmented for name, bound in bounds._asdict().items()
     }
-    engine, member = make(seed=3, **bounds)
+    engine, member = make(seed=3, **fields)
     state = jax.jit(engine.init)(member).replace(step=jnp.int32(7))
     index_SB = jnp.asarray(np.random.RandomState(0).permutation(256)[:96], jnp.int32).reshape(3, 32)
     images_SHWB, labels_SB = jax.jit(engine.batches)(state, member, index_SB, train_set)
@@ -133,7 +133,7 @@ def test_batches_are_those_of_the_single_steps(train_set, augmented):
         pixel_HWB = None
         if augmented:
             key = engine_lib._key(member, engine_lib.Stream.AUGMENT, state.step + step)
-            pixel_HWB = augment.source_pixels(*augment.random_parameters(key, 32, 10.0, 0.1))
+            pixel_HWB = augment.source_pixels(augment.random_transforms(key, 32, bounds))
         expected_HWB = augment.gather(train_set.images_NHW, index_B, pixel_HWB)
         # Compiled, a pixel on the edge between two others may fall on either side.
         different = np.asarray(images_SHWB[step] != expected_HWB).mean()

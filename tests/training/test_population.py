@@ -1,18 +1,21 @@
 """Members and populations: what is a number, and what shapes a program."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmnist.training import population
+from jaxmnist.training.augment import Bounds
 from jaxmnist.training.optim import Schedule
 from jaxmnist.training.population import Member
 
 RATES_T1, MOMENTA_T1 = np.linspace(0.1, 0, 4), np.full(4, 0.9)
 
 
-def member(seed: int, **numbers: float) -> Member:
+def member(seed: int, **numbers: Any) -> Member:
     return Member(seed, Schedule(RATES_T1 * (seed + 1), MOMENTA_T1), **numbers)
 
 
@@ -42,9 +45,18 @@ def test_numbers_are_as_wide_as_jax_makes_them():
     assert jnp.asarray(stacked.weight_decay).dtype == np.float32  # without x64
 
 
-@pytest.mark.parametrize("name", ["label_smoothing", "dropout", "rotate_degrees", "translate"])
-def test_members_that_lack_something_else_share_no_program(name: str):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"label_smoothing": 0.1},
+        {"dropout": 0.1},
+        *({"augment": Bounds(**{name: 0.1})} for name in Bounds._fields),
+    ],
+    ids=str,
+)
+def test_members_that_lack_something_else_share_no_program(fields: dict[str, Any]):
     with pytest.raises(ValueError, match=r"None|structure"):
-        population.stack([member(0), member(1, **{name: 0.1})])
+        population.stack([member(0), member(1, **fields)])
     alone = population.stack([member(0)])
-    assert getattr(alone, name) is None
+    assert alone.label_smoothing is alone.dropout is None
+    assert alone.augment == Bounds()

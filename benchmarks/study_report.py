@@ -13,6 +13,7 @@ from jaxmnist import published
 
 FIGURE = Path(__file__).parent / "figures" / "study.png"
 BAR = 99.40  # percent, that these exercises ask for
+ENOUGH = 20  # runs, for a figure to be quoted elsewhere
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 Line = dict[str, Any]
@@ -77,6 +78,19 @@ def _row(recipe: str, lines: Sequence[Line]) -> str:
         f"{100 * held:.0f} %",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def measured(lines: Sequence[Line], recipe: str) -> str | None:
+    """What the docstring in configs/ says once there are ENOUGH runs; None before."""
+    own = [line for line in newest(lines) if (line["recipe"], line["peer"]) == (recipe, "jaxmnist")]
+    if len(own) < ENOUGH:
+        return None
+    final = [line["final_accuracy"] for line in own]
+    best = [line["best_accuracy"] for line in own]
+    return (
+        f"measured {np.mean(final):.3f} ± {np.std(final, ddof=1):.3f} % (final epoch, "
+        f"n = {len(own)}), {np.mean(best):.3f} % (best epoch, mean)."
+    )
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -156,6 +170,9 @@ def draw(lines: Sequence[Line], file: Path) -> None:
 def report(file: Path) -> None:
     lines = read(file)
     print(table(lines))
-    print("\n".join(["", *comparison(lines)]))
+    print("\n".join(["", *comparison(lines), ""]))
+    for recipe in published.load_all():
+        if sentence := measured(lines, recipe):
+            print(f"configs/{recipe}.py: {sentence}")
     draw(lines, FIGURE)
     print(f"\ndrew {FIGURE}")

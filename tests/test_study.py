@@ -1,5 +1,6 @@
 """The study's arithmetic: which lines count, what is missing, means and intervals."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 import torch_peers
 from scipy import stats
 
-from jaxmnist import data
+from jaxmnist import data, recipes
 from jaxmnist.training import augment
+
+ROOT = Path(__file__).parents[1]
 
 
 def made(recipe: str, seed: int, accuracies: list[float], **fields: Any) -> dict[str, Any]:
@@ -70,6 +73,18 @@ def test_intervals_are_those_of_scipy():
     np.testing.assert_allclose((difference - half, difference + half), (low, high))
     low, high = stats.t.interval(0.95, 23, np.mean(ours), stats.sem(ours))
     assert study_report.interval(ours) == pytest.approx((high - low) / 2)
+
+
+def test_what_is_quoted_is_what_the_file_says():
+    """The README's table and the docstrings of the recipes."""
+    lines = study_report.read(study.RESULTS)
+    runs = {tuple(line[name] for name in ("recipe", "seed", "peer", "version")) for line in lines}
+    assert len(runs) == len(lines)
+    assert study_report.table(lines) in (ROOT / "README.md").read_text()
+    for recipe in recipes.names():
+        if sentence := study_report.measured(lines, recipe):
+            module = ast.parse((ROOT / "configs" / f"{recipe}.py").read_text())
+            assert sentence in " ".join((ast.get_docstring(module) or "").split())
 
 
 def test_the_table_and_the_figure(tmp_path: Path):

@@ -212,7 +212,8 @@ def forged(draw: st.DrawFn, content: Any) -> Any:
 
 RECIPES = sorted(str(path) for path in (ROOT / "configs").glob("*.py"))
 WORDS = [*models.NETWORKS, *data.SPLITS, "sgd", "adam", "constant", "step", "cosine", "onecycle"]
-WORDS += ["float32", "bfloat16", "mnist", "model3", "", "blocks", "8-8/16", "0/1", "1", "linear"]
+WORDS += ["float32", "bfloat16", "mnist", "model3", "", "blocks", "0/1", "1", "linear", "maps"]
+WORDS += ["8-8/16", "8k5-8d-=/10", "=", "8k", "relu", "silu"]
 ODD_TEXT = st.text(max_size=12) | st.sampled_from(
     ["\n", "a\nb", "\r", "\x1b[2J", "\x0c", "\u2028", "²", "٣", "\udc80", "9" * 5000]
 )
@@ -775,7 +776,7 @@ def test_configs_of_saved_runs(imported: Path, drawn: st.DataObject, wanted: str
 OTHERS = st.dictionaries(st.sampled_from(["step", "params"]), ODD_TEXT)
 
 
-@fuzz(150, least=10, drawn=st.data(), others=OTHERS)
+@fuzz(150, least=8, drawn=st.data(), others=OTHERS)
 def test_metadata_of_weights(imported: Path, drawn: st.DataObject, others: dict[str, str]) -> bool:
     """What can be loaded can be saved again."""
     written = drawn.draw(bad_configs((imported / "config.json").read_bytes()))

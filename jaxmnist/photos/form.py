@@ -14,8 +14,6 @@ from scipy import ndimage
 from jaxmnist.data import SIDE
 
 BOX = 20
-
-
 _THIN = 0.09  # of the longer side: thinner strokes are rare in MNIST
 
 

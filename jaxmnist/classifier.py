@@ -119,10 +119,14 @@ class Classifier:
         return Prediction(logits_NK.argmax(-1), probabilities_NK)
 
     def leaves(self, position: int) -> dict[str, np.ndarray]:
-        """Parameters and statistics of the layer at ``position`` of the list, float32 by name."""
+        """Parameters and statistics of the layer at ``position`` of the list, float32 by name.
+
+        Tied ones are whole, as in PyTorch.
+        """
         owner = models.owners(self.network.layers)[position]
+        layer = self.network.layers[position]
         return {
-            name: np.asarray(array, np.float32)
+            name: np.asarray(layer.whole(name, array), np.float32)
             for collection in (self.params, self.batch_stats)
             for name, array in collection.get(f"layers_{owner}", {}).items()
         }

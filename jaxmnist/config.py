@@ -68,7 +68,7 @@ FIELDS: dict[str, Field] = {
     "network.blocks": Field(
         "7-7-10/10-12/16-18",
         "blocks: widths of the 3×3 convolutions, a pooling at each /; 8k5 is 5×5, 8d is "
-        "depthwise-separable, = has the weights of the one before",
+        "depthwise-separable, 8o comes in eight orientations, = has the weights of the one before",
         Allowed(lambda text: bool(blocks.PATTERN.fullmatch(text)), blocks.WORDS),
     ),
     "network.padding": Field(

@@ -2,13 +2,13 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmnist import data
 from jaxmnist.classifier import Classifier
 from jaxmnist.config import Config, architecture, default_config
-from jaxmnist.export import torch_weights
-from jaxmnist.networks import models
+from jaxmnist.networks import layers, models, prng
 
 KERNELS = ("kernel", "depthwise", "pointwise")
 METADATA = {"recipe": "mine", "seed": "5", "epoch": "3", "step": "321", "final_accuracy": "98.5"}
@@ -29,12 +29,21 @@ SMALL: dict[str, Any] = {
     "network.activation": "silu",
     "network.batch_norm_scale": False,
 }
+ORIENTED: dict[str, Any] = SMALL | {"network.blocks": "8k3o/8do-=-16o/10d"}
 ALL: dict[str, dict[str, Any]] = {
     **{name: {"model": name} for name in models.NETWORKS},
     "blocks": DESCRIBED,
     "small": SMALL,
+    "oriented": ORIENTED,
 }
-"""Each network, and two that a recipe describes, by the fields that make them."""
+"""Each network, and three that a recipe describes, by the fields that make them."""
+
+
+def every_kind() -> list[type[layers.Layer]]:
+    """The layers that networks are made of."""
+    classes = [kind for kind in vars(layers).values() if isinstance(kind, type)]
+    kinds = [kind for kind in classes if issubclass(kind, layers.Layer)]
+    return [kind for kind in kinds if "__call__" in vars(kind)]
 
 
 def config_of(**fields: Any) -> Config:
@@ -49,21 +58,18 @@ def random_classifier(**fields: Any) -> Classifier:
     network = models.build(architecture(config))
     random = np.random.default_rng(0)
 
-    def draw(slot: torch_weights.Slot) -> np.ndarray:
-        if slot.leaf in ("scale", "var"):
-            return random.uniform(0.5, 2, slot.shape)
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return random.uniform(0.5, 2, leaf.shape).astype(np.float32)
         # Kernels such that activations neither grow nor vanish on their way.
-        spread = (2 / np.prod(slot.shape[1:])) ** 0.5 if slot.leaf in KERNELS else 0.2
-        return random.normal(0, spread, slot.shape)
+        spread = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if name in KERNELS else 0.2
+        return random.normal(0, spread, leaf.shape).astype(np.float32)
 
-    drawn: dict[str, np.ndarray] = {}
-    shared: dict[tuple[str, str], np.ndarray] = {}
-    for slot in torch_weights.slots(network):
-        place = slot.layer, slot.leaf
-        if place not in shared:
-            shared[place] = draw(slot).astype(np.float32)
-        drawn[slot.key] = shared[place]
-    params, batch_stats, _ = torch_weights.from_state_dict(network, drawn, in_order=False)
+    blank_NHW = jax.ShapeDtypeStruct((1, 28, 28), np.uint8)
+    shapes = jax.eval_shape(lambda x: network.init(prng.key(0), x, train=False), blank_NHW)
+    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
+    params, batch_stats = drawn["params"], drawn["batch_stats"]
     return Classifier(config, params, batch_stats, "random numbers", METADATA)
 
 

@@ -153,7 +153,7 @@ def test_initialisation_is_drawn_from_torchs_distribution(model):
     torch.manual_seed(0)
     theirs = [TORCH_NETWORKS[model](0.0).state_dict() for _ in range(count)]
     for slot in torch_weights.slots(network):
-        found = np.asarray(ours[slot.collection][slot.layer][slot.leaf]).ravel()
+        found = np.asarray(ours[slot.collection][f"layers_{slot.owner}"][slot.leaf]).ravel()
         expected = np.concatenate([state[slot.key].numpy().ravel() for state in theirs])
         if np.ptp(expected) == 0:
             np.testing.assert_array_equal(found, expected)

@@ -4,6 +4,7 @@ The names are those of a ``torch.nn.Module`` that holds the network's layers in 
 ``nn.Sequential`` called ``layers``: ``layers.0.weight``, ``layers.1.running_mean``…
 """
 
+import functools
 import importlib
 import io
 import os
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxmnist.data import SIDE
 from jaxmnist.errors import UserError
 from jaxmnist.networks import prng
+from jaxmnist.networks.layers import Layer
 from jaxmnist.networks.models import Network, owners
 
 StateDict = Mapping[str, np.ndarray]
@@ -44,8 +47,16 @@ class Slot(NamedTuple):
     key: str
     shape: tuple[int, ...]
     collection: str
-    layer: str
+    layer: Layer
+    owner: int
+    """The position of the layer under which Flax keeps it."""
     leaf: str
+    trained: int
+    """Of Flax's last axis, how much is kept: the rest follows from it, see ``Layer.whole``."""
+
+    def whole(self, leaf: ArrayLike) -> np.ndarray:
+        """In Flax's layout what PyTorch has."""
+        return np.asarray(self.layer.whole(self.leaf, jnp.asarray(leaf)))
 
 
 def slots(network: Network) -> list[Slot]:
@@ -59,18 +70,21 @@ def slots(network: Network) -> list[Slot]:
     )
     found = []
     for position, owner in enumerate(owners(network.layers)):
-        layer = f"layers_{owner}"
+        layer = network.layers[position]
         leaves = {
             name: (collection, leaf)
             for collection in ("params", "batch_stats")
-            for name, leaf in variables[collection].get(layer, {}).items()
+            for name, leaf in variables[collection].get(f"layers_{owner}", {}).items()
         }
         for name, torch_name in _TORCH_NAMES.items():
             if name in leaves:
                 collection, leaf = leaves[name]
+                whole = jax.eval_shape(functools.partial(layer.whole, name), leaf)
                 inner = "pointwise." if name == "bias" and "pointwise" in leaves else ""
                 key = f"layers.{position}.{inner}{torch_name}"
-                found.append(Slot(key, _torch_shape(leaf.shape), collection, layer, name))
+                trained = leaf.shape[-1]
+                shape = _torch_shape(whole.shape)
+                found.append(Slot(key, shape, collection, layer, owner, name, trained))
     return found
 
 
@@ -88,7 +102,7 @@ def to_state_dict(network: Network, params: Any, batch_stats: Any, step: int) ->
     variables = {"params": params, "batch_stats": batch_stats}
     state_dict: dict[str, np.ndarray] = {}
     for slot in slots(network):
-        array = np.asarray(variables[slot.collection][slot.layer][slot.leaf])
+        array = slot.whole(variables[slot.collection][f"layers_{slot.owner}"][slot.leaf])
         state_dict[slot.key] = np.ascontiguousarray(array.transpose(_torch_axes(array.ndim)))
         if slot.leaf == "var":
             counter = slot.key.replace("running_var", _COUNTER)
@@ -137,13 +151,22 @@ def from_state_dict(
         and given[slot.key].shape == slot.shape  # else it may be of any size
         and not np.isfinite(given[slot.key]).all()
     ]
+    found = {}
     if not wrong:
-        first: dict[tuple[str, str], str] = {}
-        pairs = [(slot.key, first.setdefault(slot[3:], slot.key)) for slot in wanted]
+        for slot in wanted:
+            array = given[slot.key]
+            found[slot.key] = array.transpose(np.argsort(_torch_axes(array.ndim)))
+        first: dict[tuple[int, str], str] = {}
+        pairs = [(slot.key, first.setdefault((slot.owner, slot.leaf), slot.key)) for slot in wanted]
         wrong = [
             f"{key} differs from {shared}, which are the same weights"
             for key, shared in pairs
-            if not np.array_equal(given[key], given[shared])
+            if not np.array_equal(found[key], found[shared])
+        ]
+        wrong += [
+            f"{slot.key} is not the same in all eight orientations"
+            for slot in wanted
+            if not np.array_equal(slot.whole(_trained(found, slot)), found[slot.key])
         ]
     if len(wrong) > 8:
         wrong = [*wrong[:8], f"and {len(wrong) - 8} more"]
@@ -151,10 +174,13 @@ def from_state_dict(
         raise UserError("; ".join(wrong))
     variables: dict[str, dict[str, dict[str, jax.Array]]] = {"params": {}, "batch_stats": {}}
     for slot in wanted:
-        array = given[slot.key]
-        flax_array = jnp.asarray(array.transpose(np.argsort(_torch_axes(array.ndim))))
-        variables[slot.collection].setdefault(slot.layer, {})[slot.leaf] = flax_array
+        leaves = variables[slot.collection].setdefault(f"layers_{slot.owner}", {})
+        leaves[slot.leaf] = jnp.asarray(_trained(found, slot))
     return variables["params"], variables["batch_stats"], foreign
+
+
+def _trained(found: Mapping[str, np.ndarray], slot: Slot) -> np.ndarray:
+    return found[slot.key][..., : slot.trained]
 
 
 def _take_by_order(given: StateDict, wanted: list[Slot]) -> StateDict:

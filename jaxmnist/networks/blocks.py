@@ -2,6 +2,7 @@
 
     7-7-10/10-12/16-18    widths of 3×3 convolutions, a pooling at each /
     8k5-8/16d-=-=/10d     k5 is 5×5, d depthwise-separable, = has the weights of the one before
+    16k5o/24do-16do/10d   o makes oriented maps: every kernel in eight turns and reflections
 
 After each convolution come a batch norm and the activation, after each pooling a dropout of whole
 channels.
@@ -15,9 +16,11 @@ from jax.typing import ArrayLike
 
 from jaxmnist.data import SIDE
 from jaxmnist.errors import UserError
+from jaxmnist.networks import symmetry
 from jaxmnist.networks.layers import (
     BatchNorm,
     Conv,
+    Convolution,
     Dropout,
     Flatten,
     GlobalAvgMaxPool,
@@ -30,10 +33,10 @@ from jaxmnist.networks.layers import (
     Silu,
 )
 
-_OWN = r"[1-9]\d{0,2}(?:k[1357])?d?"
+_OWN = r"[1-9]\d{0,2}(?:k[1357])?d?o?"
 _ANY = rf"(?:{_OWN}|=)"
 PATTERN = re.compile(rf"{_OWN}(?:-{_ANY})*(?:/{_ANY}(?:-{_ANY})*)*")
-WORDS = "widths from 1 to 999 like 8-8/16/32, with k1, k5, k7 or d behind them, or = for one"
+WORDS = "widths from 1 to 999 like 8-8/16/32, with k1, k5, k7, d or o behind them, or = for one"
 PADDING = re.compile(r"[01](/[01])*")
 
 HEADS: dict[str, Callable[[bool], tuple[Layer, ...]]] = {
@@ -53,6 +56,7 @@ class Unit(NamedTuple):
     features: int
     kernel_size: int = 3
     separable: bool = False
+    oriented: bool = False
 
 
 class Blocks(NamedTuple):
@@ -110,27 +114,36 @@ def parse(
 def _unit(text: str) -> Unit | None:
     if text == "=":
         return None
-    width, _, size = text.removesuffix("d").partition("k")
-    return Unit(int(width), int(size or 3), text.endswith("d"))
+    numbers = text.rstrip("do")
+    width, _, size = numbers.partition("k")
+    marks = text[len(numbers) :]
+    return Unit(int(width), int(size or 3), "d" in marks, "o" in marks)
 
 
 def _problem(described: Blocks) -> str | None:
     """Why there is no such network."""
-    side, channels = SIDE, 1
-    unit, seen, own_padding = Unit(0), 0, 0  # the newest with weights of its own
+    side, channels, oriented = SIDE, 1, False
+    unit, seen, own_padding = Unit(0), (0, False), 0  # the newest with weights of its own
     for number, (units, padding) in enumerate(zip(described.units, described.padding, strict=True)):
         side = side // 2 if number else side
         for given in units:
             if given:
-                unit, seen, own_padding = given, channels, padding
-            elif seen != channels:
+                unit, seen, own_padding = given, (channels, oriented), padding
+                if problem := _problem_of(unit, oriented):
+                    return f"block {number + 1} has a convolution with {problem}"
+            elif seen[0] != channels:
                 return (
                     f"the convolution that = repeats in block {number + 1} makes {channels} maps "
-                    f"of {seen}, it must leave their number as it is"
+                    f"of {seen[0]}, it must leave their number as it is"
+                )
+            elif seen[1] != oriented:
+                return (
+                    f"the convolution that = repeats in block {number + 1} is the first or last of "
+                    "the oriented ones, repeat one between them"
                 )
             elif own_padding != padding:
                 return f"= in block {number + 1} repeats a convolution with another padding"
-            channels = unit.features
+            channels, oriented = unit.features, unit.oriented
             side -= (1 - padding) * (unit.kernel_size - 1)
         if side < 1:
             return (
@@ -142,23 +155,41 @@ def _problem(described: Blocks) -> str | None:
     return None
 
 
+def _problem_of(unit: Unit, oriented_input: bool) -> str | None:
+    if not unit.oriented:
+        return None
+    if unit.features % symmetry.ORIENTATIONS:
+        return f"o and {unit.features} maps, it must be a multiple of {symmetry.ORIENTATIONS}"
+    if unit.separable and not oriented_input:
+        return "d and o, which needs one with o alone somewhere before it"
+    return None
+
+
 def layers(described: Blocks, dropout: ArrayLike | None) -> tuple[Layer, ...]:
     """The layers; a repeated convolution is the same object again."""
     found: list[Layer] = []
-    activation, conv = ACTIVATIONS[described.activation], None
+    activation, conv, oriented = ACTIVATIONS[described.activation], None, False
     for units, padding in zip(described.units, described.padding, strict=True):
         if found:
             found += [MaxPool(), Dropout(dropout, whole_channels=True)]
         for unit in units:
-            conv = _conv(unit, padding) if unit else conv
+            conv = _conv(unit, padding, oriented) if unit else conv
             assert conv
-            found += [conv, BatchNorm(use_scale=described.batch_norm_scale), activation()]
+            oriented = conv.oriented
+            norm = BatchNorm(use_scale=described.batch_norm_scale, oriented=oriented)
+            found += [conv, norm, activation()]
     if described.head == "maps":
         *found, last, _, _ = found
         found.append(last.clone(use_bias=described.head_bias))
     return (*found, *HEADS[described.head](described.head_bias))
 
 
-def _conv(unit: Unit, padding: int) -> Layer:
+def _conv(unit: Unit, padding: int, oriented_input: bool) -> Convolution:
     kind = SeparableConv if unit.separable else Conv
-    return kind(unit.features, unit.kernel_size, padding * (unit.kernel_size // 2))
+    return kind(
+        unit.features,
+        unit.kernel_size,
+        padding * (unit.kernel_size // 2),
+        oriented=unit.oriented,
+        oriented_input=oriented_input,
+    )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxmnist.networks import prng
+from jaxmnist.networks import prng, symmetry
 from jaxmnist.networks.ops import conv2d, dot, max_pool
 
 
@@ -43,6 +43,10 @@ class Layer(nn.Module, kw_only=True):
         """The patch of an input ``height`` pixels high that one output pixel sees."""
         return Window()
 
+    def whole(self, name: str, leaf: jax.Array) -> jax.Array:
+        """What the parameter or statistic ``name`` stands for: the tensor that PyTorch has."""
+        return leaf
+
 
 def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
     """Initialiser U(-1/√fan_in, 1/√fan_in): torch's default for conv and linear, bias included."""
@@ -58,51 +62,69 @@ def _per_channel(a_C: jax.Array) -> jax.Array:
     return a_C[None, :, None, None]
 
 
-class Conv(Layer):
-    """2-D convolution with stride 1, as ``torch.nn.Conv2d``."""
+class Convolution(Layer):
+    """What convolutions with stride 1 have in common.
 
-    features: int
-    kernel_size: int = 3
-    padding: int = 0
-    use_bias: bool = False
-
-    def window(self, height: int) -> Window:
-        return Window(self.kernel_size)
-
-    @nn.compact
-    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
-        channels = x_HCWN.shape[1]
-        init = uniform_fan_in(self.kernel_size**2 * channels)
-        shape = (self.kernel_size, self.kernel_size, channels, self.features)
-        kernel = self.param("kernel", init, shape)
-        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
-        kernel, bias = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), (kernel, bias))
-        return conv2d(x_HCWN, kernel, bias, self.padding)
-
-
-class SeparableConv(Layer):
-    """A depthwise convolution and a 1×1 convolution behind it, with nothing in between.
-
-    In PyTorch ``Conv2d(I, I, kernel_size, groups=I, bias=False)`` and ``Conv2d(I, O, 1)``. Both are
-    linear, so they are computed as the one convolution that has their product for its kernel: for
-    few channels a full matrix product is as fast as one channel after the other.
+    With ``oriented`` the result is made of oriented maps, see ``symmetry``, and an eighth of the
+    kernels is trained. ``oriented_input`` says that the input is made of such maps.
     """
 
     features: int
     kernel_size: int = 3
     padding: int = 0
     use_bias: bool = False
+    oriented: bool = False
+    oriented_input: bool = False
 
     def window(self, height: int) -> Window:
         return Window(self.kernel_size)
 
+    def whole(self, name: str, leaf: jax.Array) -> jax.Array:
+        if not self._tied(name):
+            return leaf
+        if name == "bias":
+            return symmetry.whole_vector(leaf)
+        across = self.oriented_input and name != "depthwise"
+        return symmetry.whole_kernel(leaf, oriented_input=across)
+
+    def _tied(self, name: str) -> bool:
+        return self.oriented_input if name == "depthwise" else self.oriented
+
+    def tensor(self, name: str, init: nn.initializers.Initializer, *shape: int) -> jax.Array:
+        """The parameter ``name`` as a whole, of that shape."""
+        own = shape[-1] // symmetry.ORIENTATIONS if self._tied(name) else shape[-1]
+        return self.whole(name, self.param(name, init, (*shape[:-1], own)))
+
+
+class Conv(Convolution):
+    """2-D convolution, as ``torch.nn.Conv2d``."""
+
     @nn.compact
     def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
         size, channels = self.kernel_size, x_HCWN.shape[1]
-        depthwise_HW1I = self.param("depthwise", uniform_fan_in(size**2), (size, size, 1, channels))
+        init = uniform_fan_in(size**2 * channels)
+        kernel = self.tensor("kernel", init, size, size, channels, self.features)
+        bias = self.tensor("bias", init, self.features) if self.use_bias else None
+        kernel, bias = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), (kernel, bias))
+        return conv2d(x_HCWN, kernel, bias, self.padding)
+
+
+class SeparableConv(Convolution):
+    """A depthwise convolution and a 1×1 convolution behind it, with nothing in between.
+
+    In PyTorch ``Conv2d(I, I, kernel_size, groups=I, bias=False)`` and ``Conv2d(I, O, 1)``. Both are
+    linear, so they are computed as the one convolution that has their product for its kernel: for
+    few channels a full matrix product is as fast as one channel after the other. The depthwise
+    kernels of oriented maps are turned with the maps.
+    """
+
+    @nn.compact
+    def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
+        size, channels = self.kernel_size, x_HCWN.shape[1]
+        depthwise_HW1I = self.tensor("depthwise", uniform_fan_in(size**2), size, size, 1, channels)
         init = uniform_fan_in(channels)
-        pointwise_11IO = self.param("pointwise", init, (1, 1, channels, self.features))
-        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        pointwise_11IO = self.tensor("pointwise", init, 1, 1, channels, self.features)
+        bias = self.tensor("bias", init, self.features) if self.use_bias else None
         kernel_HWIO = depthwise_HW1I.swapaxes(2, 3) * pointwise_11IO
         kernel, bias = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), (kernel_HWIO, bias))
         return conv2d(x_HCWN, kernel, bias, self.padding)
@@ -137,17 +159,22 @@ class BatchNorm(Layer):
     The batch is normalised with its biased variance, the running one collects the unbiased.
     Statistics are computed in at least float32 whatever the dtype of x, and over all parts of a
     batch that is split. Without ``use_scale`` the scale is not trained: it stays 1, beside the
-    running statistics.
+    running statistics. Of ``oriented`` maps, see ``symmetry``, the eight that belong together are
+    normalised together.
     """
 
     use_scale: bool = True
+    oriented: bool = False
 
     EPSILON: ClassVar[float] = 1e-5
     MOMENTUM: ClassVar[float] = 0.9  # torch counts the other way round: its momentum is 0.1
 
+    def whole(self, name: str, leaf: jax.Array) -> jax.Array:
+        return symmetry.whole_vector(leaf) if self.oriented else leaf
+
     @nn.compact
     def __call__(self, x_HCWN: jax.Array, *, train: bool) -> jax.Array:
-        channels = x_HCWN.shape[1]
+        channels = x_HCWN.shape[1] // (symmetry.ORIENTATIONS if self.oriented else 1)
         if self.use_scale:
             scale = self.param("scale", nn.initializers.ones, (channels,))
         else:
@@ -161,10 +188,12 @@ class BatchNorm(Layer):
             mean = wide_HCWN.mean((0, 2, 3))
             var = wide_HCWN.var((0, 2, 3))
             count = x_HCWN[:, 0].size
+            if self.oriented:
+                mean, var = _together(*(a.reshape(-1, channels) for a in (mean, var)))
+                count *= symmetry.ORIENTATIONS
             if self.axis_name:
                 moments_P2C = lax.all_gather(jnp.stack([mean, var]), self.axis_name)
-                mean = moments_P2C[:, 0].mean(0)
-                var = (moments_P2C[:, 1] + (moments_P2C[:, 0] - mean[None]) ** 2).mean(0)
+                mean, var = _together(moments_P2C[:, 0], moments_P2C[:, 1])
                 count *= len(moments_P2C)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
@@ -176,8 +205,14 @@ class BatchNorm(Layer):
 
         factor = scale * lax.rsqrt(var + self.EPSILON)
         offset = bias - mean * factor
-        y_HCWN = wide_HCWN * _per_channel(factor) + _per_channel(offset)
-        return y_HCWN.astype(x_HCWN.dtype)
+        factor, offset = (_per_channel(self.whole("", a)) for a in (factor, offset))
+        return (wide_HCWN * factor + offset).astype(x_HCWN.dtype)
+
+
+def _together(mean_PC: jax.Array, var_PC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance, (C,), of P equal parts taken together."""
+    mean_C = mean_PC.mean(0)
+    return mean_C, (var_PC + (mean_PC - mean_C[None]) ** 2).mean(0)
 
 
 class Relu(Layer):

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from classifiers import ALL, random_classifier, some_images
+from classifiers import ALL, every_kind, random_classifier, some_images
 from photos_of_digits import strokes
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import jaxmnist
 from jaxmnist import sources
 from jaxmnist.export import page as page_lib
-from jaxmnist.networks import layers
 from jaxmnist.photos.form import to_mnist
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -195,7 +194,7 @@ def test_fits_and_can_be_read(page: Page, width: int, scheme):
 
 
 def test_every_layer_is_there():
-    assert set(page_lib._KINDS) == set(layers.Layer.__subclasses__())
+    assert set(page_lib._KINDS) == set(every_kind())
 
 
 def test_the_page_asks_for_nothing(file: Path):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,12 +36,14 @@ def test_units():
     assert described("4/6/8").padding == (1, 1, 1)
 
 
-@pytest.mark.parametrize("text", ["8", "8k1d-=/=", "999k7", "8-=/16d"])
+@pytest.mark.parametrize("text", ["8", "8k1d-=/=", "999k7", "8-=/16d", "8k5o-8do"])
 def test_texts_that_can_be_read(text: str):
     assert blocks.PATTERN.fullmatch(text)
 
 
-@pytest.mark.parametrize("text", ["=", "=-8", "8=", "8k2", "8k9", "8k", "8dk5", "8-/8", "d", "8D"])
+@pytest.mark.parametrize(
+    "text", ["=", "=-8", "8=", "8k2", "8k9", "8k", "8dk5", "8-/8", "d", "8D", "8od", "8oo"]
+)
 def test_texts_that_mean_nothing(text: str):
     assert not blocks.PATTERN.fullmatch(text)
 
@@ -57,6 +60,10 @@ def test_texts_that_mean_nothing(text: str):
         ("8-8/=", "1/0", "linear", "= in block 2 repeats a convolution with another padding"),
         ("8-12", "1", "maps", "with the head 'maps' the last convolution must be"),
         ("10-10-=", "1", "maps", "with the head 'maps' the last convolution must be"),
+        ("8o/12o", "1", "linear", "block 2 has a convolution with o and 12 maps, it must be a mul"),
+        ("8-8do", "1", "linear", "block 1 has a convolution with d and o, which needs one with o"),
+        ("8-8o-=", "1", "linear", "= repeats in block 1 is the first or last of the oriented ones"),
+        ("8o-8d-=", "1", "linear", "= repeats in block 1 is the first or last of the oriented one"),
     ],
 )
 def test_networks_that_cannot_be(text: str, padding: str, head: str, words: str):
@@ -131,6 +138,15 @@ def test_padding_keeps_the_size_whatever_the_kernel():
             9 * 9 + (9 * 9 + 9 * 9) + 4 * 9 + (9 * 9 + 9 * 10),
         ),
         (described("6-6-=/=", head_bias=False), 9 * 6 + 9 * 36 + 2 * 4 * 6 + 60),
+        # Oriented: an eighth of the kernels and of the numbers of batch norms.
+        (
+            described("16k5o/24do-24do-16o/10d", "0", "maps", batch_norm_scale=False),
+            (25 * 2 + 2)
+            + (9 * 2 + 16 * 3 + 3)
+            + (9 * 3 + 24 * 3 + 3)
+            + (9 * 24 * 2 + 2)
+            + (9 * 2 + 16 * 10 + 10),
+        ),
     ],
 )
 def test_parameters(given: Blocks, expected: int):
@@ -238,3 +254,21 @@ def test_shared_weights_must_agree():
         "layers.6.pointwise.weight differs from layers.3.pointwise.weight, which are the same "
         "weights"
     )
+
+
+def test_oriented_weights_must_agree():
+    network = models.build(described("8o-8do-16d"))
+    blank_NHW = jnp.zeros((1, 28, 28), jnp.uint8)
+    variables: Any = network.init(prng.key(0), blank_NHW, train=False)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    theirs = dict(torch_weights.to_state_dict(network, params, batch_stats, step=0))
+    assert theirs["layers.3.depthwise.weight"].shape == (8, 1, 3, 3)
+    assert theirs["layers.6.pointwise.weight"].shape == (16, 8, 1, 1)
+    found = torch_weights.from_state_dict(network, theirs, in_order=False)
+    chex.assert_trees_all_equal(found[:2], (params, batch_stats))
+    for key in ("layers.0.weight", "layers.1.running_mean", "layers.6.depthwise.weight"):
+        changed = theirs[key].copy()
+        changed[-1] += 1
+        with pytest.raises(UserError) as caught:
+            torch_weights.from_state_dict(network, theirs | {key: changed}, in_order=False)
+        assert str(caught.value) == f"{key} is not the same in all eight orientations"

@@ -423,18 +423,19 @@ ways_to_split = pytest.mark.parametrize(
 
 
 @ways_to_split
-@pytest.mark.parametrize("mean", [0, 10])
-def test_batch_norm_of_a_split_batch(mapped, mean):
+@pytest.mark.parametrize(("mean", "oriented"), [(0, False), (10, False), (0, True)])
+def test_batch_norm_of_a_split_batch(mapped, mean, oriented):
     """Values, running statistics and gradients are those of the whole.
 
     The parts are unlike each other, so that the mean of their variances is not that of the whole.
     """
     shift = np.repeat(np.arange(8), 2).astype(np.float32)
-    x_HCWN = jnp.asarray(normal(4, 3, 5, 16) + shift[None, None, None] + mean)
-    dy_HCWN = jnp.asarray(normal(4, 3, 5, 16, seed=1))
+    channels = 24 if oriented else 3
+    x_HCWN = jnp.asarray(normal(4, channels, 5, 16) + shift[None, None, None] + mean)
+    dy_HCWN = jnp.asarray(normal(4, channels, 5, 16, seed=1))
 
     def pull(axis_name: str | None) -> Any:
-        layer = layers.BatchNorm(axis_name=axis_name)
+        layer = layers.BatchNorm(oriented=oriented, axis_name=axis_name)
 
         def run(state, x_HCWN, dy_HCWN):
             def forward(params, x_HCWN):
@@ -511,6 +512,7 @@ def test_evaluation_takes_no_notice_of_the_other_parts(mapped, layer):
         layers.SeparableConv(3, use_bias=True),
         layers.BatchNorm(),
         layers.BatchNorm(use_scale=False),
+        layers.Conv(8, use_bias=True, oriented=True),
         layers.Relu(),
         layers.Silu(),
         layers.Dropout(0.5),

@@ -20,7 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxmnist.networks import prng, symmetry
-from jaxmnist.networks.ops import conv2d, dot, max_pool
+from jaxmnist.networks.ops import conv2d, dot, max_pool, separable_conv2d
 
 
 class Window(NamedTuple):
@@ -112,10 +112,8 @@ class Conv(Convolution):
 class SeparableConv(Convolution):
     """A depthwise convolution and a 1×1 convolution behind it, with nothing in between.
 
-    In PyTorch ``Conv2d(I, I, kernel_size, groups=I, bias=False)`` and ``Conv2d(I, O, 1)``. Both are
-    linear, so they are computed as the one convolution that has their product for its kernel: for
-    few channels a full matrix product is as fast as one channel after the other. The depthwise
-    kernels of oriented maps are turned with the maps.
+    In PyTorch ``Conv2d(I, I, kernel_size, groups=I, bias=False)`` and ``Conv2d(I, O, 1)``. The
+    depthwise kernels of oriented maps are turned with the maps.
     """
 
     @nn.compact
@@ -125,9 +123,9 @@ class SeparableConv(Convolution):
         init = uniform_fan_in(channels)
         pointwise_11IO = self.tensor("pointwise", init, 1, 1, channels, self.features)
         bias = self.tensor("bias", init, self.features) if self.use_bias else None
-        kernel_HWIO = depthwise_HW1I.swapaxes(2, 3) * pointwise_11IO
-        kernel, bias = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), (kernel_HWIO, bias))
-        return conv2d(x_HCWN, kernel, bias, self.padding)
+        tensors = depthwise_HW1I, pointwise_11IO, bias
+        tensors = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), tensors)
+        return separable_conv2d(x_HCWN, *tensors, self.padding)
 
 
 class Flatten(Layer):

@@ -165,6 +165,104 @@ _conv2d = jax.custom_vjp(_conv2d_primal, nondiff_argnums=(3,))
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
+# Below that many kernels of 3×3 pixels the full product is faster: at 26×26 pixels by a quarter for
+# 12 to 16 channels, and it takes half as long again for 40 to 56 at 10×10, thrice as long for 96.
+_FEW_KERNELS = 512
+
+
+def separable_conv2d(
+    x_HCWN: jax.Array,
+    depthwise_HW1I: jax.Array,
+    pointwise_11IO: jax.Array,
+    bias_O: jax.Array | None = None,
+    padding: int = 0,
+) -> jax.Array:
+    """A depthwise convolution and a 1×1 convolution behind it.
+
+    For few channels it is ``conv2d`` with the product of the kernels, for many row by row: what is
+    between the two convolutions stays in a core's cache.
+
+    Args:
+      x_HCWN: (H, I, W, N), any float dtype.
+      depthwise_HW1I: (kh, kw, 1, I), the dtype of x.
+      pointwise_11IO: (1, 1, I, O), the dtype of x.
+      bias_O: (O,), the dtype of x, or None.
+      padding: zeros added on each side of H and W, fewer than kh.
+
+    Returns:
+      (H+2·padding-kh+1, O, W+2·padding-kw+1, N) in the dtype of x.
+    """
+    if pointwise_11IO.size < _FEW_KERNELS:
+        kernel_HWIO = depthwise_HW1I.swapaxes(2, 3) * pointwise_11IO
+        return conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
+    padded_HCWN = _pad(x_HCWN, padding, padding)
+    y_HCWN = _separable(padded_HCWN, depthwise_HW1I[:, :, 0], pointwise_11IO[0, 0])
+    return y_HCWN if bias_O is None else y_HCWN + bias_O[None, :, None, None]
+
+
+@jax.custom_vjp
+def _separable(x_HCWN: jax.Array, depthwise_HWI: jax.Array, pointwise_IO: jax.Array) -> jax.Array:
+    return _separable_forward(x_HCWN, depthwise_HWI, pointwise_IO)[0]
+
+
+def _taps(depthwise_HWI: jax.Array) -> list[tuple[int, int, jax.Array]]:
+    """Row, column and factors (I, 1, 1) of each pixel of the kernel, in float32 at least."""
+    kh, kw, _ = depthwise_HWI.shape
+    wide_HWI = depthwise_HWI.astype(jnp.promote_types(depthwise_HWI.dtype, jnp.float32))
+    return [(r, j, wide_HWI[r, j, :, None, None]) for r in range(kh) for j in range(kw)]
+
+
+def _separable_forward(x_HCWN, depthwise_HWI, pointwise_IO):
+    kh, kw, i = depthwise_HWI.shape
+    height, _, width, n = x_HCWN.shape
+    out_width, taps = width - kw + 1, _taps(depthwise_HWI)
+
+    def row(x_KCWN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        between = _sum(factor * x_KCWN[r, :, j : j + out_width] for r, j, factor in taps)
+        between = between.astype(x_HCWN.dtype)
+        y_OWN = dot(pointwise_IO, between.reshape(i, -1), (0, 0)).reshape(-1, out_width, n)
+        return y_OWN.astype(x_HCWN.dtype), between
+
+    y_HCWN, between_HCWN = _over_rows(row, height - kh + 1, (x_HCWN, kh))
+    return y_HCWN, (x_HCWN, depthwise_HWI, pointwise_IO, between_HCWN)
+
+
+def _separable_backward(residuals, dy_HOWN):
+    x_HCWN, depthwise_HWI, pointwise_IO, between_HCWN = residuals
+    kh, kw, i = depthwise_HWI.shape
+    height, _, width, _ = x_HCWN.shape
+    out_height, o, out_width, n = dy_HOWN.shape
+    taps = _taps(depthwise_HWI)
+
+    def pointwise(dy_1OWN: jax.Array, between_1CWN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dy, between = dy_1OWN.reshape(o, -1), between_1CWN.reshape(i, -1)
+        dbetween = dot(pointwise_IO, dy, (1, 0)).reshape(i, out_width, n)
+        return dbetween.astype(x_HCWN.dtype), dot(between, dy, (1, 1))
+
+    dbetween_HCWN, dpointwise_HIO = _over_rows(
+        pointwise, out_height, (dy_HOWN, 1), (between_HCWN, 1)
+    )
+    padded_HCWN = _pad(dbetween_HCWN, kh - 1, kw - 1)
+
+    def depthwise(d_KCWN: jax.Array, x_1CWN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Row r of the kernel saw this row of x when row kh-1-r of the window was made."""
+        x_CWN = x_1CWN[0].astype(taps[0][2].dtype)
+        dx_CWN, dfactors = [], []
+        for r, j, factor in taps:
+            d_CWN = d_KCWN[kh - 1 - r]
+            dx_CWN.append(factor * d_CWN[:, kw - 1 - j : kw - 1 - j + width])
+            product = x_CWN[:, j : j + out_width] * d_CWN[:, kw - 1 : kw - 1 + out_width]
+            dfactors.append(product.sum((1, 2)))
+        return _sum(dx_CWN).astype(x_HCWN.dtype), jnp.stack(dfactors)
+
+    dx_HCWN, dfactors_H = _over_rows(depthwise, height, (padded_HCWN, kh), (x_HCWN, 1))
+    ddepthwise_HWI = dfactors_H.sum(0).reshape(kh, kw, i).astype(depthwise_HWI.dtype)
+    return dx_HCWN, ddepthwise_HWI, dpointwise_HIO.sum(0).astype(pointwise_IO.dtype)
+
+
+_separable.defvjp(_separable_forward, _separable_backward)
+
+
 @jax.custom_vjp
 def max_pool(x_HCWN: jax.Array) -> jax.Array:
     """2×2 maximum with stride 2, (H, C, W, N) to (H//2, C, W//2, N).

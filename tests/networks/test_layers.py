@@ -510,6 +510,7 @@ def test_evaluation_takes_no_notice_of_the_other_parts(mapped, layer):
     [
         layers.Conv(3, use_bias=True),
         layers.SeparableConv(3, use_bias=True),
+        layers.SeparableConv(200, use_bias=True),
         layers.BatchNorm(),
         layers.BatchNorm(use_scale=False),
         layers.Conv(8, use_bias=True, oriented=True),

@@ -73,6 +73,31 @@ def test_conv_and_its_gradients_as_xla(size_and_padding, shape):
     assert_conv_as_xla((size, size), padding, shape)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (24, 22)])
+@pytest.mark.parametrize(("size", "padding"), [((3, 3), 0), ((3, 3), 1), ((5, 3), 2), ((1, 1), 0)])
+def test_separable_conv_and_its_gradients_as_xla(
+    inputs: int, outputs: int, size: tuple[int, int], padding: int
+):
+    """With few channels and with many, which are computed in another way."""
+    x_HCWN, bias_O = normal(7, inputs, 6, 4), normal(outputs, seed=1)
+    depthwise, pointwise = normal(*size, 1, inputs, seed=2), normal(1, 1, inputs, outputs, seed=3)
+
+    def xla(x_HCWN, depthwise, pointwise, bias_O):
+        return xla_conv(x_HCWN, depthwise.swapaxes(2, 3) * pointwise, bias_O, padding)
+
+    @jax.jit
+    def both(*arrays):
+        def pull(convolve):
+            y_HCWN, vjp = jax.vjp(convolve, *arrays)
+            dy_HCWN = jnp.sin(jnp.arange(y_HCWN.size, dtype=jnp.float32)).reshape(y_HCWN.shape)
+            return y_HCWN, vjp(dy_HCWN)
+
+        return pull(lambda *arrays: ops.separable_conv2d(*arrays, padding)), pull(xla)
+
+    found, expected = both(x_HCWN, depthwise, pointwise, bias_O)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_conv_refuses_padding_that_is_wider_than_the_kernel():
     with pytest.raises(ValueError, match="padding 1 must be smaller than the kernel, 1"):
         conv2d(jnp.ones((3, 1, 3, 1)), jnp.ones((1, 1, 1, 1)), padding=1)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import special
 
-from jaxmnist import published
+from jaxmnist import published, recipes
 
 FIGURE = Path(__file__).parent / "figures" / "study.png"
 BAR = 99.40  # percent, that these exercises ask for
@@ -26,19 +26,23 @@ def read(file: Path) -> list[Line]:
     return [json.loads(text) for text in file.read_text().splitlines()]
 
 
-def newest(lines: Sequence[Line], version: str | None = None) -> list[Line]:
-    """The lines of one version of the package; without one, for each recipe the newest there is."""
+def runs(
+    lines: Sequence[Line], recipe: str, peer: str = "jaxmnist", epochs: int | None = None
+) -> list[Line]:
+    """Those of a recipe, of the newest version of the package that there is.
+
+    Args:
+      peer: what trained them, jaxmnist or torch.
+      epochs: how long; None for as long as the recipe says.
+    """
+    epochs = epochs or int(recipes.load(recipe).num_epochs)
+    found = [one for one in lines if (one["recipe"], one["peer"]) == (recipe, peer)]
+    found = [one for one in found if one["epochs"] == epochs]
 
     def number(line: Line) -> tuple[int, ...]:
         return tuple(map(int, line["version"].split(".")))
 
-    last: dict[tuple[str, str], tuple[int, ...]] = {}
-    for line in lines:
-        key = line["recipe"], line["peer"]
-        last[key] = max(last.get(key, ()), number(line))
-    if version is not None:
-        return [line for line in lines if line["version"] == version]
-    return [line for line in lines if number(line) == last[line["recipe"], line["peer"]]]
+    return [one for one in found if number(one) == max(map(number, found))]
 
 
 def interval(values: Sequence[float]) -> float:
@@ -82,7 +86,7 @@ def _row(recipe: str, lines: Sequence[Line]) -> str:
 
 def measured(lines: Sequence[Line], recipe: str) -> str | None:
     """What the docstring in configs/ says once there are ENOUGH runs; None before."""
-    own = [line for line in newest(lines) if (line["recipe"], line["peer"]) == (recipe, "jaxmnist")]
+    own = runs(lines, recipe)
     if len(own) < ENOUGH:
         return None
     final = [line["final_accuracy"] for line in own]
@@ -100,12 +104,8 @@ def table(lines: Sequence[Line]) -> str:
         "| published best, of ours | final ≥ 99.40 | last three ≥ 99.40 |",
         "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
-    own = [line for line in newest(lines) if line["peer"] == "jaxmnist"]
-    rows = []
-    for recipe in published.load_all():
-        of_recipe = [line for line in own if line["recipe"] == recipe]
-        if len(of_recipe) > 1:
-            rows.append(_row(recipe, of_recipe))
+    of_recipe = {recipe: runs(lines, recipe) for recipe in published.load_all()}
+    rows = [_row(recipe, own) for recipe, own in of_recipe.items() if len(own) > 1]
     return "\n".join([*header, *rows])
 
 
@@ -114,11 +114,7 @@ def comparison(lines: Sequence[Line]) -> list[str]:
     sentences = []
     for recipe in published.load_all():
         ours, theirs = (
-            [
-                line["final_accuracy"]
-                for line in newest(lines)
-                if (line["recipe"], line["peer"]) == (recipe, peer)
-            ]
+            [line["final_accuracy"] for line in runs(lines, recipe, peer)]
             for peer in ("jaxmnist", "torch")
         )
         if min(len(ours), len(theirs)) > 1:
@@ -133,12 +129,12 @@ def comparison(lines: Sequence[Line]) -> list[str]:
 
 def draw(lines: Sequence[Line], file: Path) -> None:
     """A row a recipe: a dot a run, mean and interval, the published figure as a mark."""
-    own = [line for line in newest(lines) if line["peer"] == "jaxmnist"]
-    names = [name for name in published.load_all() if any(o["recipe"] == name for o in own)]
+    found = {name: runs(lines, name) for name in published.load_all()}
+    names = [name for name, own in found.items() if own]
     figure = Figure(figsize=(9, 0.8 + 0.62 * len(names)), layout="constrained")
     axes = figure.subplots()
     for height, name in enumerate(names):
-        final = np.array([line["final_accuracy"] for line in own if line["recipe"] == name])
+        final = np.array([line["final_accuracy"] for line in found[name]])
         spread = np.random.default_rng(0).uniform(-0.17, 0.17, len(final))
         axes.scatter(100 - final, height + spread, s=14, color=_BLUE, alpha=0.55, lw=0)
         half = interval(final.tolist()) if len(final) > 1 else 0.0

@@ -213,7 +213,7 @@ def forged(draw: st.DrawFn, content: Any) -> Any:
 RECIPES = sorted(str(path) for path in (ROOT / "configs").glob("*.py"))
 WORDS = [*models.NETWORKS, *data.SPLITS, "sgd", "adam", "constant", "step", "cosine", "onecycle"]
 WORDS += ["float32", "bfloat16", "mnist", "model3", "", "blocks", "0/1", "1", "linear", "maps"]
-WORDS += ["8-8/16", "8k5-8d-=/10", "=", "8k", "relu", "silu"]
+WORDS += ["8-8/16", "8k5-8d-=/10", "8o-16do/10d", "=", "8k", "relu", "silu"]
 ODD_TEXT = st.text(max_size=12) | st.sampled_from(
     ["\n", "a\nb", "\r", "\x1b[2J", "\x0c", "\u2028", "²", "٣", "\udc80", "9" * 5000]
 )

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def made(recipe: str, seed: int, accuracies: list[float], **fields: Any) -> dict[str, Any]:
+    """As many epochs as accuracies, or as ``epochs`` says."""
     return study.line(recipe, seed, 7784, accuracies, 1.0) | {"peer": "jaxmnist"} | fields
 
 
@@ -33,13 +34,14 @@ def test_a_line():
 
 def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(study, "RESULTS", tmp_path / "study.jsonl")
-    assert study.missing("model3", 3, "jaxmnist") == [0, 1, 2]
-    study.add(made("model3", 1, [99.0]))
-    study.add(made("model3", 2, [99.0], peer="torch"))
-    study.add(made("model3", 0, [99.0], version="0.1.0"))
-    assert study.missing("model3", 3, "jaxmnist") == [0, 2]
-    assert study.missing("model3", 3, "torch") == [0, 1]
-    assert study.missing("compact", 2, "jaxmnist") == [0, 1]
+    assert study.missing("model3", 3, "jaxmnist", 2) == [0, 1, 2]
+    study.add(made("model3", 1, [99.0, 99.0]))
+    study.add(made("model3", 2, [99.0, 99.0], peer="torch"))
+    study.add(made("model3", 0, [99.0, 99.0], version="0.1.0"))
+    assert study.missing("model3", 3, "jaxmnist", 2) == [0, 2]
+    assert study.missing("model3", 3, "jaxmnist", 3) == [0, 1, 2]
+    assert study.missing("model3", 3, "torch", 2) == [0, 1]
+    assert study.missing("compact", 2, "jaxmnist", 2) == [0, 1]
     assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 3
 
 
@@ -58,10 +60,16 @@ def test_blocks(seeds: list[int], size: int, expected: list[tuple[int, int]]):
 def test_the_newest_version_counts():
     """By its numbers: 0.10 is newer than 0.9."""
     versions = ["0.9.0", "0.10.0", "0.9.1", "0.10.0"]
-    lines = [made("model3", n, [99.0], version=version) for n, version in enumerate(versions)]
-    lines += [made("compact", 9, [98.0], version="0.9.0")]
-    assert [line["seed"] for line in study_report.newest(lines)] == [1, 3, 9]
-    assert [line["seed"] for line in study_report.newest(lines, "0.9.0")] == [0, 9]
+    lines = [
+        made("model3", seed, [99.0], version=version, epochs=15)
+        for seed, version in enumerate(versions)
+    ]
+    lines += [made("compact", 9, [98.0], version="0.9.0", epochs=7)]
+    lines += [made("model3", 4, [98.0], version="0.11.0", epochs=40)]
+    assert [line["seed"] for line in study_report.runs(lines, "model3")] == [1, 3]
+    assert [line["seed"] for line in study_report.runs(lines, "model3", epochs=40)] == [4]
+    assert [line["seed"] for line in study_report.runs(lines, "compact", epochs=7)] == [9]
+    assert study_report.runs(lines, "model3", "torch") == []
 
 
 def test_intervals_are_those_of_scipy():
@@ -78,7 +86,8 @@ def test_intervals_are_those_of_scipy():
 def test_what_is_quoted_is_what_the_file_says():
     """The README's table and the docstrings of the recipes."""
     lines = study_report.read(study.RESULTS)
-    runs = {tuple(line[name] for name in ("recipe", "seed", "peer", "version")) for line in lines}
+    keys = ("recipe", "seed", "peer", "version", "epochs")
+    runs = {tuple(line[key] for key in keys) for line in lines}
     assert len(runs) == len(lines)
     assert study_report.table(lines) in (ROOT / "README.md").read_text()
     for recipe in recipes.names():
@@ -89,7 +98,7 @@ def test_what_is_quoted_is_what_the_file_says():
 
 def test_the_table_and_the_figure(tmp_path: Path):
     runs = ([99.3, 99.41, 99.40, 99.42], [99.5, 99.39, 99.44, 99.40], [99.1, 99.2, 99.5, 99.38])
-    lines = [made("model3", seed, accuracies) for seed, accuracies in enumerate(runs)]
+    lines = [made("model3", seed, accuracies, epochs=15) for seed, accuracies in enumerate(runs)]
     *_, row = study_report.table(lines).splitlines()
     # 99.47, as published, is above the first of the best epochs 99.42, 99.50 and 99.50.
     assert row == (

@@ -123,9 +123,10 @@ class SeparableConv(Convolution):
         init = uniform_fan_in(channels)
         pointwise_11IO = self.tensor("pointwise", init, 1, 1, channels, self.features)
         bias = self.tensor("bias", init, self.features) if self.use_bias else None
-        tensors = depthwise_HW1I, pointwise_11IO, bias
-        tensors = jax.tree.map(lambda leaf: leaf.astype(x_HCWN.dtype), tensors)
-        return separable_conv2d(x_HCWN, *tensors, self.padding)
+        depthwise_HW1I, pointwise_11IO, bias = jax.tree.map(
+            lambda leaf: leaf.astype(x_HCWN.dtype), (depthwise_HW1I, pointwise_11IO, bias)
+        )
+        return separable_conv2d(x_HCWN, depthwise_HW1I, pointwise_11IO, bias, self.padding)
 
 
 class Flatten(Layer):

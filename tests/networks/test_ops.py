@@ -82,6 +82,9 @@ def test_separable_conv_and_its_gradients_as_xla(
     x_HCWN, bias_O = normal(7, inputs, 6, 4), normal(outputs, seed=1)
     depthwise, pointwise = normal(*size, 1, inputs, seed=2), normal(1, 1, inputs, outputs, seed=3)
 
+    def ours(x_HCWN, depthwise, pointwise, bias_O):
+        return ops.separable_conv2d(x_HCWN, depthwise, pointwise, bias_O, padding)
+
     def xla(x_HCWN, depthwise, pointwise, bias_O):
         return xla_conv(x_HCWN, depthwise.swapaxes(2, 3) * pointwise, bias_O, padding)
 
@@ -92,7 +95,7 @@ def test_separable_conv_and_its_gradients_as_xla(
             dy_HCWN = jnp.sin(jnp.arange(y_HCWN.size, dtype=jnp.float32)).reshape(y_HCWN.shape)
             return y_HCWN, vjp(dy_HCWN)
 
-        return pull(lambda *arrays: ops.separable_conv2d(*arrays, padding)), pull(xla)
+        return pull(ours), pull(xla)
 
     found, expected = both(x_HCWN, depthwise, pointwise, bias_O)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)

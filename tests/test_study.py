@@ -89,7 +89,10 @@ def test_what_is_quoted_is_what_the_file_says():
     keys = ("recipe", "seed", "peer", "version", "epochs")
     runs = {tuple(line[key] for key in keys) for line in lines}
     assert len(runs) == len(lines)
-    assert study_report.table(lines) in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert study_report.table(lines) in readme
+    for sentence in study_report.comparison(lines):
+        assert f"\n- {sentence}\n" in readme
     for recipe in recipes.names():
         if sentence := study_report.measured(lines, recipe):
             module = ast.parse((ROOT / "configs" / f"{recipe}.py").read_text())

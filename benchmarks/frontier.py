@@ -1,0 +1,209 @@
+"""The best network for every number of parameters: what was tried, and what came out.
+
+    python benchmarks/frontier.py --keep runs/sweep …
+    python benchmarks/frontier.py --report
+
+--keep adds the trials of sweeps (python -m jaxmnist.sweep) to results/frontier.jsonl, a line each:
+settings are chosen there, on images held out of the training set. What the chosen recipes under_…
+reach on the test set is trained by study.py, short as the recipe says and long in LONG epochs:
+
+    python benchmarks/study.py --recipes under_500 --seeds 20
+    python benchmarks/study.py --recipes under_500 --seeds 10 --epochs 40
+
+--report prints the table of the README and draws figures/frontier.png out of the study's file.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import study_report
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import jaxmnist
+from jaxmnist import published, recipes
+from jaxmnist.config import FIELDS
+
+RESULTS = Path(__file__).parent / "results"
+TRIALS, STUDY = RESULTS / "frontier.jsonl", RESULTS / "study.jsonl"
+FIGURE = Path(__file__).parent / "figures" / "frontier.png"
+LONG = 40  # epochs
+_BLUE, _SKY, _GREY, _VERMILION = "#0072B2", "#56B4E9", "#555555", "#D55E00"
+
+Line = dict[str, Any]
+
+CLAIMS = (
+    (575, 98.00),  # github.com/hexhowells/NeuralGolfing, pruned
+    (7_070, 99.40),
+    (7_918, 99.52),
+    (8_900, 99.50),
+    (18_594, 99.60),
+)
+"""Parameters and test accuracy of other networks as their authors give them: mostly the best epoch
+of one run. Those of the nine recipes are in jaxmnist.published."""
+
+
+def budgets() -> list[str]:
+    """The recipes of the frontier, the smallest first."""
+    names = [name for name in recipes.names() if name.startswith("under_")]
+    return sorted(names, key=budget)
+
+
+def budget(recipe: str) -> int:
+    """The parameters that it stays below: 2000 for under_2k."""
+    return int(recipe.removeprefix("under_").replace("k", "000"))
+
+
+def kept(workdir: Path) -> list[Line]:
+    """The trials of a sweep: what differs from the defaults, how many seeds, what came out."""
+    sweep = json.loads((workdir / "sweep.json").read_text())["sweep"]
+    fixed = {k.removeprefix("config."): v for k, v in sweep.items() if k.startswith("config.")}
+    lines = []
+    for text in (workdir / "trials.jsonl").read_text().splitlines():
+        trial = json.loads(text)
+        fields = fixed | trial["settings"]
+        lines.append(
+            {
+                "sweep": workdir.name,
+                "params": trial["params"],
+                "epochs": trial["epochs"],
+                "seeds": fields.pop("num_seeds"),
+                "accuracy": round(trial["final_accuracy"]["mean"], 3),
+                "sd": round(trial["final_accuracy"]["sd"], 3),
+                "version": jaxmnist.__version__,
+                "fields": {k: v for k, v in sorted(fields.items()) if v != FIELDS[k].default},
+            }
+        )
+    return lines
+
+
+def keep(workdirs: Sequence[Path]) -> None:
+    """Each sweep by its folder's name, instead of what was kept of it before."""
+    names = {workdir.name for workdir in workdirs}
+    lines = [line for line in study_report.read(TRIALS) if line["sweep"] not in names]
+    for workdir in workdirs:
+        lines += kept(workdir)
+    TRIALS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Point(NamedTuple):
+    """The final epochs of a recipe."""
+
+    params: int
+    accuracies: np.ndarray
+
+    def __str__(self) -> str:
+        mean, count = self.accuracies.mean(), len(self.accuracies)
+        return f"{mean:.3f} ± {self.accuracies.std(ddof=1):.3f} (n = {count})"
+
+
+def point(lines: Sequence[Line], recipe: str, epochs: int | None = None) -> Point | None:
+    """None where there are not two runs."""
+    runs = study_report.runs(lines, recipe, epochs=epochs)
+    if len(runs) < 2:
+        return None
+    return Point(runs[0]["params"], np.array([run["final_accuracy"] for run in runs]))
+
+
+def table(lines: Sequence[Line]) -> str:
+    """In Markdown, a row a recipe."""
+    rows = [
+        "| recipe | parameters | epochs | test, final epoch, mean ± sd "
+        f"| the same in {LONG} epochs |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for recipe in budgets():
+        short, long = point(lines, recipe), point(lines, recipe, LONG)
+        if short:
+            epochs = recipes.load(recipe).num_epochs
+            rows.append(f"| `{recipe}` | {short.params:,} | {epochs} | {short} | {long or ''} |")
+    return "\n".join(rows)
+
+
+def draw(lines: Sequence[Line], file: Path) -> None:
+    """Error rate against parameters, both logarithmic."""
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots()
+    short = [found for name in budgets() if (found := point(lines, name))]
+    long = [found for name in budgets() if (found := point(lines, name, LONG))]
+    nine = {name: found for name in published.load_all() if (found := point(lines, name))}
+    _curve(axes, long, f"ours, {LONG} epochs", _SKY, "s")
+    _curve(axes, short, "ours, 15 to 20 epochs", _BLUE, "o")
+    _curve(axes, list(nine.values()), "published recipes, trained by us", _GREY, "o", join=False)
+    claims = [
+        *CLAIMS,
+        *((p["params"], p["best_accuracy"]) for p in published.load_all().values()),
+    ]
+    claims = [(params, accuracy) for params, accuracy in claims if accuracy]
+    params, accuracies = np.array(claims).T
+    axes.plot(
+        params,
+        100 - accuracies,
+        "D",
+        color=_VERMILION,
+        mfc="none",
+        ms=6,
+        label="claims, mostly of one run",
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_yaxis()
+    low, high = sorted(axes.get_ylim())
+    ticks = [tick for tick in (96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8)]
+    ticks = [tick for tick in ticks if low <= 100 - tick <= high]
+    axes.set_yticks([100 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
+    sizes = [300, 500, 1000, 2000, 4000, 8000, 20000]
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("test accuracy (%), error rate on a log scale")
+    axes.grid(color="#e0e0e0", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    figure.savefig(file, dpi=130, format="png")
+
+
+def _curve(
+    axes: Axes,
+    points: Sequence[Point],
+    label: str,
+    colour: str,
+    marker: str,
+    *,
+    join: bool = True,
+) -> None:
+    """Means of final epochs with their 95 % intervals."""
+    if not points:
+        return
+    errors = [100 - found.accuracies.mean() for found in points]
+    halves = [study_report.interval(found.accuracies.tolist()) for found in points]
+    style = f"-{marker}" if join else marker
+    sizes = [found.params for found in points]
+    axes.errorbar(sizes, errors, halves, fmt=style, color=colour, ms=5, capsize=2, label=label)
+
+
+def report() -> None:
+    lines = study_report.read(STUDY)
+    print(table(lines))
+    draw(lines, FIGURE)
+    print(f"\ndrew {FIGURE}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The best network for every budget.")
+    parser.add_argument("--keep", nargs="+", type=Path, metavar="WORKDIR")
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.keep:
+        keep(arguments.keep)
+    if arguments.report:
+        report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The frontier's log and report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import frontier
+import pytest
+
+import jaxmnist
+from jaxmnist import recipes
+
+
+def made(recipe: str, seed: int, accuracy: float, epochs: int, params: int) -> dict[str, Any]:
+    return {
+        "recipe": recipe,
+        "peer": "jaxmnist",
+        "version": "0.3.0",
+        "seed": seed,
+        "params": params,
+        "epochs": epochs,
+        "final_accuracy": accuracy,
+    }
+
+
+def test_budgets_are_in_order_and_kept(monkeypatch: pytest.MonkeyPatch):
+    names = ["under_8k", "under_500", "model3", "under_20k", "under_1k"]
+    monkeypatch.setattr(recipes, "names", lambda: names)
+    assert frontier.budgets() == ["under_500", "under_1k", "under_8k", "under_20k"]
+    assert [frontier.budget(name) for name in frontier.budgets()] == [500, 1000, 8000, 20000]
+
+
+def sweep(folder: Path, accuracies: list[float]) -> Path:
+    folder.mkdir(exist_ok=True)
+    said = {"config.model": "blocks", "config.num_seeds": 8, "config.split": "train/val"}
+    (folder / "sweep.json").write_text(json.dumps({"worker": "me", "sweep": said}))
+    trials = [
+        {
+            "trial": number,
+            "settings": {"label_smoothing": number / 100},
+            "params": 490,
+            "final_accuracy": {"mean": accuracy, "sd": 0.12345},
+            "epochs": 15,
+        }
+        for number, accuracy in enumerate(accuracies)
+    ]
+    (folder / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
+    return folder
+
+
+def test_sweeps_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Once each, with what differs from the defaults."""
+    monkeypatch.setattr(frontier, "TRIALS", tmp_path / "frontier.jsonl")
+    first, second = sweep(tmp_path / "first", [97.0, 98.00049]), sweep(tmp_path / "second", [96.0])
+    frontier.keep([first, second])
+    sweep(second, [96.0, 95.0])
+    frontier.keep([second])
+    lines = [json.loads(text) for text in frontier.TRIALS.read_text().splitlines()]
+    assert [(line["sweep"], line["accuracy"]) for line in lines] == [
+        ("first", 97.0),
+        ("first", 98.0),
+        ("second", 96.0),
+        ("second", 95.0),
+    ]
+    assert lines[1] == {
+        "sweep": "first",
+        "params": 490,
+        "epochs": 15,
+        "seeds": 8,
+        "accuracy": 98.0,
+        "sd": 0.123,
+        "version": jaxmnist.__version__,
+        "fields": {"label_smoothing": 0.01, "model": "blocks", "split": "train/val"},
+    }
+
+
+def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(frontier, "budgets", lambda: ["model3", "compact", "efficient"])
+    lines = [made("model3", seed, 99.3 + seed / 10, 15, 7784) for seed in range(3)]
+    lines += [made("model3", seed, 99.6, 40, 7784) for seed in range(2)]
+    lines += [made("compact", seed, 99.5, 20, 18472) for seed in range(2)]
+    lines += [made("efficient", 0, 99.5, 20, 19664)]
+    assert frontier.table(lines).splitlines()[2:] == [
+        "| `model3` | 7,784 | 15 | 99.400 ± 0.100 (n = 3) | 99.600 ± 0.000 (n = 2) |",
+        "| `compact` | 18,472 | 20 | 99.500 ± 0.000 (n = 2) |  |",
+    ]
+    frontier.draw(lines, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000

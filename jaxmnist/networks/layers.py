@@ -204,8 +204,9 @@ class BatchNorm(Layer):
 
         factor = scale * lax.rsqrt(var + self.EPSILON)
         offset = bias - mean * factor
-        factor, offset = (_per_channel(self.whole("", a)) for a in (factor, offset))
-        return (wide_HCWN * factor + offset).astype(x_HCWN.dtype)
+        factor, offset = self.whole("scale", factor), self.whole("bias", offset)
+        y_HCWN = wide_HCWN * _per_channel(factor) + _per_channel(offset)
+        return y_HCWN.astype(x_HCWN.dtype)
 
 
 def _together(mean_PC: jax.Array, var_PC: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -321,7 +321,8 @@ def _suggest(handle: optuna.trial.Trial, name: str, dimension: Dimension) -> Non
     if isinstance(dimension, Choices):
         handle.suggest_categorical(name, dimension.values)
     elif dimension.whole:
-        handle.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)
+        low, high = int(dimension.low), int(dimension.high)
+        handle.suggest_int(name, low, high, step=dimension.step, log=dimension.log)
     else:
         handle.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from jaxmnist.config import FIELDS, Config, did_you_mean
 from jaxmnist.errors import UserError
+from jaxmnist.networks import symmetry
 
 Value = bool | int | float | str
 
 _HUGE = 10**15
 _RANGE = re.compile(r"(log:)?([^,]+?)\.\.([^,]+)")
-_HOLE = re.compile(r"(\d+)\.\.(\d+)")
+_HOLE = re.compile(r"(\d+)\.\.(\d+)((?:k\d)?d?o)?")
 _FIXED = {
     "recipe": "it only names what to compare with",
     "dataset": "a sweep has one",
@@ -31,11 +32,12 @@ class Choices(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Any number from ``low`` to ``high``; whole numbers where both are ``int``."""
+    """Any number from ``low`` to ``high``; where both are ``int``, whole ones, ``step`` apart."""
 
     low: float
     high: float
     log: bool = False
+    step: int = 1
 
     @property
     def whole(self) -> bool:
@@ -63,7 +65,7 @@ class Space(NamedTuple):
             if isinstance(dimension, Choices):
                 total *= len(dimension.values)
             elif dimension.whole and dimension.high < _HUGE:
-                total *= dimension.high - dimension.low + 1
+                total *= (dimension.high - dimension.low) // dimension.step + 1
             else:
                 total = math.inf
         return total
@@ -100,7 +102,8 @@ def parse(asked: Mapping[str, str]) -> Space:
     """Reads what stands behind each ``--sweep.FIELD=``.
 
     ``a,b,c`` are choices, ``low..high`` is a range, ``log:low..high`` one in which each factor is
-    as likely. In ``network.blocks`` each width may be a range: ``6..8-8/16..20``.
+    as likely. In ``network.blocks`` each width may be a range: ``6..8-8/16..20``; one of oriented
+    maps goes in steps of their number.
 
     Raises:
       UserError: for fields that cannot be swept, and values that they cannot have.
@@ -110,13 +113,12 @@ def parse(asked: Mapping[str, str]) -> Space:
     for field, text in asked.items():
         _check_field(field)
         if field == "network.blocks" and "," not in text and _HOLE.search(text):
-            for end in (r"\1", r"\2"):
+            for end in (r"\1\3", r"\2\3"):
                 _value(field, _HOLE.sub(end, text))
-            patterns[field] = _HOLE.sub("{}", text)
-            for hole, bounds in enumerate(_HOLE.findall(text)):
-                low, high = map(int, bounds)
-                _check_bounds(field, text, low, high)
-                dimensions[f"{field}[{hole}]"] = Range(low, high)
+            patterns[field] = _HOLE.sub(r"{}\3", text)
+            for hole, (low, high, oriented) in enumerate(_HOLE.findall(text)):
+                width = _width(field, text, int(low), int(high), oriented=bool(oriented))
+                dimensions[f"{field}[{hole}]"] = width
         elif ".." in text or text.startswith("log:"):
             dimensions[field] = _range(field, text)
         else:
@@ -149,6 +151,17 @@ def _range(field: str, text: str) -> Range:
     if found[1] and not low > 0:
         raise UserError(f"--sweep.{field} is {text!r}: a log: range must begin above 0")
     return Range(low, high, bool(found[1]))
+
+
+def _width(field: str, text: str, low: int, high: int, *, oriented: bool) -> Range:
+    _check_bounds(field, text, low, high)
+    step = symmetry.ORIENTATIONS if oriented else 1
+    if low % step or high % step:
+        raise UserError(
+            f"--sweep.{field} is {text!r}: widths of oriented maps are multiples of {step}, not "
+            f"{low} or {high}"
+        )
+    return Range(low, high, step=step)
 
 
 def _check_bounds(field: str, text: str, low: Any, high: Any) -> None:

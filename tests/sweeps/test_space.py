@@ -51,6 +51,19 @@ def test_a_pattern_has_a_dimension_for_each_range():
     assert not space.is_grid
 
 
+def test_oriented_widths_go_in_steps():
+    space = parse({"network.blocks": "8..24k5o/16..32do-8..9d/10"})
+    assert space.dimensions == {
+        "network.blocks[0]": Range(8, 24, step=8),
+        "network.blocks[1]": Range(16, 32, step=8),
+        "network.blocks[2]": Range(8, 9),
+    }
+    assert space.size == 3 * 3 * 2
+    assert space.settings({f"network.blocks[{hole}]": 8 for hole in range(3)}) == {
+        "network.blocks": "8k5o/8do-8d/10"
+    }
+
+
 @pytest.mark.parametrize(
     ("asked", "size"),
     [
@@ -86,6 +99,7 @@ def test_size(asked: dict[str, str], size: float):
         ("optimizer.nesterov", "yes,no", "has 'yes': it must be of type bool"),
         ("optimizer.nesterov", "false..true", "has no ranges"),
         ("network.blocks", "8..6/16", "an empty range"),
+        ("network.blocks", "8..16o/16..20do", "multiples of 8, not 16 or 20"),
         ("seed", "1,2", "cannot be swept: --config.num_seeds=N"),
         ("num_seeds", "1,2", "cannot be swept"),
         ("split", "train/val,train/test", "cannot be swept"),

@@ -165,8 +165,8 @@ _conv2d = jax.custom_vjp(_conv2d_primal, nondiff_argnums=(3,))
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-# Below that many kernels of 3×3 pixels the full product is faster: at 26×26 pixels by a quarter for
-# 12 to 16 channels, and it takes half as long again for 40 to 56 at 10×10, thrice as long for 96.
+# Below that many pairs of channels the full product is faster: at 26×26 pixels by a fifth for 12 to
+# 16 channels. It takes twice as long for 40 to 56 at 10×10, three times as long for 96 to 96.
 _FEW_KERNELS = 512
 
 

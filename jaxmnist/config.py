@@ -87,6 +87,9 @@ FIELDS: dict[str, Field] = {
         "relu", "blocks: after each batch norm", _one_of(blocks.ACTIVATIONS)
     ),
     "network.batch_norm_scale": Field(True, "blocks: whether batch norms have a scale"),
+    "network.pool_first": Field(
+        False, "blocks: whether to pool before batch norm and activation, which is faster"
+    ),
     "dropout": Field(0.0, "rate of each dropout layer of the network", _RATE),
     "dataset": Field("mnist", "'mnist', a folder of four IDX files, or 'tfds:NAME'"),
     "split": Field(
@@ -218,15 +221,7 @@ def architecture(config: Config) -> models.Model:
     """
     if config.model != BLOCKS:
         return str(config.model)
-    described = config.network
-    return blocks.parse(
-        described.blocks,
-        described.padding,
-        described.head,
-        head_bias=described.head_bias,
-        activation=described.activation,
-        batch_norm_scale=described.batch_norm_scale,
-    )
+    return blocks.parse(**config.network)
 
 
 def _validate_together(config: Config) -> None:

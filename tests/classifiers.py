@@ -29,7 +29,10 @@ SMALL: dict[str, Any] = {
     "network.activation": "silu",
     "network.batch_norm_scale": False,
 }
-ORIENTED: dict[str, Any] = SMALL | {"network.blocks": "8k3o/8do-=-16o/10d"}
+ORIENTED: dict[str, Any] = SMALL | {
+    "network.blocks": "8k3o/8do-=-16o/10d",
+    "network.pool_first": True,
+}
 ALL: dict[str, dict[str, Any]] = {
     **{name: {"model": name} for name in models.NETWORKS},
     "blocks": DESCRIBED,

@@ -257,7 +257,7 @@ def test_a_described_network():
     )
     validate(config)
     units = (Unit(4), Unit(6)), (Unit(8),)
-    assert architecture(config) == Blocks(units, (1, 0), "conv", False, "relu", True)
+    assert architecture(config) == Blocks(units, (1, 0), "conv", False, "relu", True, False)
 
 
 def test_a_described_network_that_cannot_be():

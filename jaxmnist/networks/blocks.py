@@ -4,8 +4,8 @@
     8k5-8/16d-=-=/10d     k5 is 5×5, d depthwise-separable, = has the weights of the one before
     16k5o/24do-16do/10d   o makes oriented maps: every kernel in eight turns and reflections
 
-After each convolution come a batch norm and the activation, after each pooling a dropout of whole
-channels.
+After each convolution come a batch norm and the activation. At each / there is a pooling, after
+these or right after the convolution, and at last a dropout of whole channels.
 """
 
 import re
@@ -72,31 +72,35 @@ class Blocks(NamedTuple):
     activation: str = "relu"
     """One of ACTIVATIONS, after each batch norm."""
     batch_norm_scale: bool = True
+    pool_first: bool = False
+    """Whether to pool before batch norm and activation, which have a quarter of the pixels then."""
 
 
 def parse(
-    text: str,
+    blocks: str,
     padding: str,
     head: str,
     *,
     head_bias: bool,
     activation: str,
     batch_norm_scale: bool,
+    pool_first: bool,
 ) -> Blocks:
     """Reads what PATTERN and PADDING allow.
 
     Args:
-      text: the blocks.
+      blocks: block by block.
       padding: one number for all, or one for each block.
       head: one of HEADS.
       head_bias: whether the head has a bias.
       activation: one of ACTIVATIONS.
       batch_norm_scale: whether the batch norms have a scale.
+      pool_first: whether to pool before batch norm and activation.
 
     Raises:
       UserError: where no network has this form.
     """
-    units = tuple(tuple(map(_unit, block.split("-"))) for block in text.split("/"))
+    units = tuple(tuple(map(_unit, block.split("-"))) for block in blocks.split("/"))
     each = tuple(map(int, padding.split("/")))
     if len(each) == 1:
         each *= len(units)
@@ -105,9 +109,9 @@ def parse(
             f"config.network.padding is {padding!r}: network.blocks has {len(units)} blocks, give "
             "one number for all or one for each"
         )
-    described = Blocks(units, each, head, head_bias, activation, batch_norm_scale)
+    described = Blocks(units, each, head, head_bias, activation, batch_norm_scale, pool_first)
     if problem := _problem(described):
-        raise UserError(f"config.network.blocks is {text!r}: {problem}")
+        raise UserError(f"config.network.blocks is {blocks!r}: {problem}")
     return described
 
 
@@ -171,7 +175,8 @@ def layers(described: Blocks, dropout: ArrayLike | None) -> tuple[Layer, ...]:
     activation, conv, oriented = ACTIVATIONS[described.activation], None, False
     for units, padding in zip(described.units, described.padding, strict=True):
         if found:
-            found += [MaxPool(), Dropout(dropout, whole_channels=True)]
+            found.insert(-2 if described.pool_first else len(found), MaxPool())
+            found.append(Dropout(dropout, whole_channels=True))
         for unit in units:
             conv = _conv(unit, padding, oriented) if unit else conv
             assert conv

@@ -42,6 +42,12 @@ def _width_shifts(x_CWN: jax.Array, count: int) -> jax.Array:
     return jnp.concatenate([x_CWN[:, j : j + width] for j in range(count)])
 
 
+def _patches(x_KCWN: jax.Array, count: int) -> jax.Array:
+    """What each pixel of a row of the result sees of K rows of one map: (count·K, pixels·N)."""
+    rows = len(x_KCWN)
+    return _width_shifts(materialize(x_KCWN)[:, 0], count).reshape(count * rows, -1)
+
+
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """a·b over axis ``contract[0]`` of a and ``contract[1]`` of b, summed in at least float32."""
     accumulate = jnp.promote_types(a.dtype, jnp.float32)
@@ -111,9 +117,7 @@ def _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding):
 
     def row(x_KCWN: jax.Array) -> jax.Array:
         if i == 1:
-            patches = _width_shifts(materialize(x_KCWN)[:, 0], kw)
-            y_OWN = dot(patch_matrix, patches.reshape(kw * kh, -1), (1, 0))
-            y_OWN = y_OWN.reshape(o, out_width, n)
+            y_OWN = dot(patch_matrix, _patches(x_KCWN, kw), (1, 0)).reshape(o, out_width, n)
         else:
             maps = dot(matrix, x_KCWN.reshape(kh * i, -1), (1, 0)).reshape(kw, o, width, n)
             y_OWN = _sum(maps[j, :, j : j + out_width] for j in range(kw))
@@ -128,10 +132,8 @@ def _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding):
 def _conv2d_backward(padding, residuals, dy_HOWN):
     x_HCWN, kernel_HWIO, bias_O = residuals
     kh, kw, i, o = kernel_HWIO.shape
-    padded_HCWN = _pad(x_HCWN, 0, padding)
     padded_HOWN = _pad(dy_HOWN, kh - 1 - padding, 0)
-    height, _, width, n = padded_HCWN.shape
-    out_width = width - kw + 1
+    width, out_width, n = x_HCWN.shape[2] + 2 * padding, *dy_HOWN.shape[2:]
     # Row r of a window of dy saw x through row kh-1-r of the kernel.
     matrix = kernel_HWIO[::-1].transpose(1, 2, 0, 3).reshape(kw * i, kh * o)
 
@@ -143,31 +145,36 @@ def _conv2d_backward(padding, residuals, dy_HOWN):
         dx_CWN = _sum(jnp.pad(dshifts[j], ((0, 0), (j, kw - 1 - j), (0, 0))) for j in range(kw))
         return dx_CWN[:, padding : width - padding].astype(x_HCWN.dtype), dmatrix
 
-    dx_HCWN, dmatrix_H = _over_rows(row, height, (padded_HOWN, kh), (padded_HCWN, 1))
-    dkernel_HWIO = dmatrix_H.sum(0).reshape(kh, o, kw, i)[::-1].transpose(0, 2, 3, 1)
+    def row_of_patches(dy_1OWN: jax.Array, x_KCWN: jax.Array) -> jax.Array:
+        return dot(dy_1OWN.reshape(o, -1), _fill_tile(_patches(x_KCWN, kw)), (1, 1))[:, : kw * kh]
+
+    x_rows = _pad(x_HCWN, 0, padding), 1
+    dx_HCWN, dmatrix_H = _over_rows(row, len(x_HCWN), (padded_HOWN, kh), x_rows)
+    if i == 1:
+        x_windows = _pad(x_HCWN, padding, padding), kh
+        dmatrix_H = _over_rows(row_of_patches, len(dy_HOWN), (dy_HOWN, 1), x_windows)
+        dkernel_HWIO = dmatrix_H.sum(0).reshape(o, kw, kh, i).transpose(2, 1, 3, 0)
+    else:
+        dkernel_HWIO = dmatrix_H.sum(0).reshape(kh, o, kw, i)[::-1].transpose(0, 2, 3, 1)
     # Of the padded array: a second reader of dy would have XLA write it twice.
     dbias_O = None if bias_O is None else padded_HOWN.sum((0, 2, 3)).astype(bias_O.dtype)
     return dx_HCWN, dkernel_HWIO.astype(kernel_HWIO.dtype), dbias_O
 
 
 def _fill_tile(matrix: jax.Array) -> jax.Array:
-    """Zero rows up to a multiple of the target's ``tile_rows`` where these add less than a fifth.
+    """Zero rows up to a multiple of the target's ``tile_rows`` where these add less than a third.
 
-    On a CPU a weight gradient over 30, 54 or 60 rows takes half as long again as one over 32 or 64.
+    On a CPU a weight gradient over 30, 54 or 60 rows takes half as long again as one over 32 or 64,
+    and one over 25 a quarter longer.
     """
     missing = -len(matrix) % target.current().tile_rows
-    if missing == 0 or missing * 5 >= len(matrix):
+    if missing == 0 or missing * 3 >= len(matrix):
         return matrix
     return jnp.concatenate([matrix, jnp.zeros((missing, matrix.shape[1]), matrix.dtype)])
 
 
 _conv2d = jax.custom_vjp(_conv2d_primal, nondiff_argnums=(3,))
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
-
-
-# Below that many pairs of channels the full product is faster: at 26×26 pixels by a fifth for 12 to
-# 16 channels. It takes twice as long for 40 to 56 at 10×10, three times as long for 96 to 96.
-_FEW_KERNELS = 512
 
 
 def separable_conv2d(
@@ -177,10 +184,9 @@ def separable_conv2d(
     bias_O: jax.Array | None = None,
     padding: int = 0,
 ) -> jax.Array:
-    """A depthwise convolution and a 1×1 convolution behind it.
+    """A depthwise convolution and a 1×1 convolution behind it, row by row.
 
-    For few channels it is ``conv2d`` with the product of the kernels, for many row by row: what is
-    between the two convolutions stays in a core's cache.
+    What is between the two convolutions stays in a core's cache.
 
     Args:
       x_HCWN: (H, I, W, N), any float dtype.
@@ -192,9 +198,6 @@ def separable_conv2d(
     Returns:
       (H+2·padding-kh+1, O, W+2·padding-kw+1, N) in the dtype of x.
     """
-    if pointwise_11IO.size < _FEW_KERNELS:
-        kernel_HWIO = depthwise_HW1I.swapaxes(2, 3) * pointwise_11IO
-        return conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
     padded_HCWN = _pad(x_HCWN, padding, padding)
     y_HCWN = _separable(padded_HCWN, depthwise_HW1I[:, :, 0], pointwise_11IO[0, 0])
     return y_HCWN if bias_O is None else y_HCWN + bias_O[None, :, None, None]
@@ -218,6 +221,7 @@ def _separable_forward(x_HCWN, depthwise_HWI, pointwise_IO):
     out_width, taps = width - kw + 1, _taps(depthwise_HWI)
 
     def row(x_KCWN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_KCWN = materialize(x_KCWN)
         between = _sum(factor * x_KCWN[r, :, j : j + out_width] for r, j, factor in taps)
         between = between.astype(x_HCWN.dtype)
         y_OWN = dot(pointwise_IO, between.reshape(i, -1), (0, 0)).reshape(-1, out_width, n)
@@ -246,14 +250,15 @@ def _separable_backward(residuals, dy_HOWN):
 
     def depthwise(d_KCWN: jax.Array, x_1CWN: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Row r of the kernel saw this row of x when row kh-1-r of the window was made."""
-        x_CWN = x_1CWN[0].astype(taps[0][2].dtype)
+        d_KCWN, x_CWN = materialize(d_KCWN), materialize(x_1CWN)[0].astype(taps[0][2].dtype)
         dx_CWN, dfactors = [], []
         for r, j, factor in taps:
             d_CWN = d_KCWN[kh - 1 - r]
             dx_CWN.append(factor * d_CWN[:, kw - 1 - j : kw - 1 - j + width])
-            product = x_CWN[:, j : j + out_width] * d_CWN[:, kw - 1 : kw - 1 + out_width]
-            dfactors.append(product.sum((1, 2)))
-        return _sum(dx_CWN).astype(x_HCWN.dtype), jnp.stack(dfactors)
+            # Column by column: a sum over axes is not vectorized, and takes twice as long.
+            products = (x_CWN[:, j + w] * d_CWN[:, kw - 1 + w] for w in range(out_width))
+            dfactors.append(_sum(products))
+        return _sum(dx_CWN).astype(x_HCWN.dtype), jnp.stack(dfactors).sum(2)
 
     dx_HCWN, dfactors_H = _over_rows(depthwise, height, (padded_HCWN, kh), (x_HCWN, 1))
     ddepthwise_HWI = dfactors_H.sum(0).reshape(kh, kw, i).astype(depthwise_HWI.dtype)

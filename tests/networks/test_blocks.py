@@ -18,7 +18,12 @@ from jaxmnist.networks.blocks import Blocks, Unit
 
 
 def described(text: str, padding: str = "1", head: str = "linear", **fields: Any) -> Blocks:
-    defaults = {"head_bias": True, "activation": "relu", "batch_norm_scale": True}
+    defaults = {
+        "head_bias": True,
+        "activation": "relu",
+        "batch_norm_scale": True,
+        "pool_first": False,
+    }
     return blocks.parse(text, padding, head, **(defaults | fields))
 
 
@@ -32,7 +37,7 @@ def test_units():
         (Unit(8, separable=True), Unit(8, 7, separable=True)),
         (None, None),
     )
-    assert found[1:] == ((0, 1, 1), "linear", True, "relu", False)
+    assert found[1:] == ((0, 1, 1), "linear", True, "relu", False, False)
     assert described("4/6/8").padding == (1, 1, 1)
 
 
@@ -119,6 +124,15 @@ def test_maps_as_logits(last: str, head_bias: bool):
     assert isinstance(conv, layers.SeparableConv if last.endswith("d") else layers.Conv)
     assert (conv.features, conv.use_bias) == (10, head_bias)
     assert isinstance(pool, layers.GlobalAvgPool)
+
+
+@pytest.mark.parametrize("pool_first", [False, True])
+def test_where_the_pooling_is(pool_first: bool):
+    network = models.build(described("4-6/8", "0", pool_first=pool_first), 0.1)
+    kinds = [type(layer) for layer in network.layers[3:10]]
+    rest = [layers.BatchNorm, layers.Relu]
+    expected = [layers.MaxPool, *rest] if pool_first else [*rest, layers.MaxPool]
+    assert kinds == [layers.Conv, *expected, layers.Dropout, layers.Conv, layers.BatchNorm]
 
 
 def test_padding_keeps_the_size_whatever_the_kernel():

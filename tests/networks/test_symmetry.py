@@ -19,6 +19,7 @@ BLOCKS = blocks.parse(
     head_bias=True,
     activation="silu",
     batch_norm_scale=True,
+    pool_first=False,
 )
 
 

@@ -10,7 +10,7 @@ reach on the test set is trained by study.py, short as the recipe says and long 
     python benchmarks/study.py --recipes under_500 --seeds 20
     python benchmarks/study.py --recipes under_500 --seeds 10 --epochs 40
 
---report prints the table of the README and draws figures/frontier.png out of the study's file.
+--report prints the tables of the README and draws figures/frontier.png, out of these files alone.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 import study_report
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from study_report import Sample
 
 import jaxmnist
 from jaxmnist import published, recipes
@@ -32,6 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 TRIALS, STUDY = RESULTS / "frontier.jsonl", RESULTS / "study.jsonl"
 FIGURE = Path(__file__).parent / "figures" / "frontier.png"
 LONG = 40  # epochs
+ABLATIONS, BASE = "ablation_", "ablation_base"  # sweeps of one setting each
 _BLUE, _SKY, _GREY, _VERMILION = "#0072B2", "#56B4E9", "#555555", "#D55E00"
 
 Line = dict[str, Any]
@@ -94,11 +96,10 @@ class Point(NamedTuple):
     """The final epochs of a recipe."""
 
     params: int
-    accuracies: np.ndarray
+    accuracies: list[float]
 
     def __str__(self) -> str:
-        mean, count = self.accuracies.mean(), len(self.accuracies)
-        return f"{mean:.3f} ± {self.accuracies.std(ddof=1):.3f} (n = {count})"
+        return str(Sample.of(self.accuracies))
 
 
 def point(lines: Sequence[Line], recipe: str, epochs: int | None = None) -> Point | None:
@@ -106,7 +107,7 @@ def point(lines: Sequence[Line], recipe: str, epochs: int | None = None) -> Poin
     runs = study_report.runs(lines, recipe, epochs=epochs)
     if len(runs) < 2:
         return None
-    return Point(runs[0]["params"], np.array([run["final_accuracy"] for run in runs]))
+    return Point(runs[0]["params"], [run["final_accuracy"] for run in runs])
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -122,6 +123,36 @@ def table(lines: Sequence[Line]) -> str:
             epochs = recipes.load(recipe).num_epochs
             rows.append(f"| `{recipe}` | {short.params:,} | {epochs} | {short} | {long or ''} |")
     return "\n".join(rows)
+
+
+def ablations(trials: Sequence[Line]) -> str:
+    """In Markdown, a row for each change to the settings that the sweep BASE tried."""
+    rows = [
+        "| changed | parameters | validation, final epoch, mean ± sd | difference, 95 % |",
+        "| --- | --: | --: | --: |",
+    ]
+    tried = [trial for trial in trials if trial["sweep"].startswith(ABLATIONS)]
+    base = next((trial for trial in tried if trial["sweep"] == BASE), None)
+    if base is None:
+        return ""
+    for trial in tried:
+        names = [name for name in FIELDS if setting(trial, name) != setting(base, name)]
+        changed = ", ".join(f"`{name}={setting(trial, name)}`" for name in names) or "nothing"
+        sample, difference = _sample(trial), ""
+        if names:
+            by, half = study_report.welch(sample, _sample(base))
+            difference = f"{by:+.3f} ± {half:.3f}"
+        rows.append(f"| {changed} | {trial['params']:,} | {sample} | {difference} |")
+    return "\n".join(rows)
+
+
+def setting(trial: Line, name: str) -> Any:
+    """What a field was in a trial."""
+    return trial["fields"].get(name, FIELDS[name].default)
+
+
+def _sample(trial: Line) -> Sample:
+    return Sample(trial["accuracy"], trial["sd"], trial["seeds"])
 
 
 def draw(lines: Sequence[Line], file: Path) -> None:
@@ -180,8 +211,8 @@ def _curve(
     """Means of final epochs with their 95 % intervals."""
     if not points:
         return
-    errors = [100 - found.accuracies.mean() for found in points]
-    halves = [study_report.interval(found.accuracies.tolist()) for found in points]
+    errors = [100 - np.mean(found.accuracies) for found in points]
+    halves = [study_report.interval(found.accuracies) for found in points]
     style = f"-{marker}" if join else marker
     sizes = [found.params for found in points]
     axes.errorbar(sizes, errors, halves, fmt=style, color=colour, ms=5, capsize=2, label=label)
@@ -190,8 +221,9 @@ def _curve(
 def report() -> None:
     lines = study_report.read(STUDY)
     print(table(lines))
+    print(ablations(study_report.read(TRIALS)))
     draw(lines, FIGURE)
-    print(f"\ndrew {FIGURE}")
+    print(f"drew {FIGURE}")
 
 
 def main() -> None:

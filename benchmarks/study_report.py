@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -51,13 +51,28 @@ def interval(values: Sequence[float]) -> float:
     return float(special.stdtrit(size - 1, 0.975) * np.std(values, ddof=1) / size**0.5)
 
 
-def welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+class Sample(NamedTuple):
+    """What is left of some values."""
+
+    mean: float
+    sd: float
+    size: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        return cls(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.sd:.3f} (n = {self.size})"
+
+
+def welch(sample: Sample, other: Sample) -> tuple[float, float]:
     """The difference of two means, and the half-width of its 95 % interval (Welch, 1947)."""
-    parts = [float(np.var(sample, ddof=1)) / len(sample) for sample in (values, others)]
-    squares = [part**2 / (len(s) - 1) for part, s in zip(parts, (values, others), strict=True)]
+    parts = [each.sd**2 / each.size for each in (sample, other)]
+    squares = [part**2 / (s.size - 1) for part, s in zip(parts, (sample, other), strict=True)]
     freedom = sum(parts) ** 2 / sum(squares)
     half = float(special.stdtrit(freedom, 0.975)) * sum(parts) ** 0.5
-    return float(np.mean(values) - np.mean(others)), half
+    return sample.mean - other.mean, half
 
 
 def _row(recipe: str, lines: Sequence[Line]) -> str:
@@ -118,11 +133,11 @@ def comparison(lines: Sequence[Line]) -> list[str]:
             for peer in ("jaxmnist", "torch")
         )
         if min(len(ours), len(theirs)) > 1:
-            difference, half = welch(ours, theirs)
+            samples = Sample.of(ours), Sample.of(theirs)
+            difference, half = welch(*samples)
             sentences.append(
-                f"{recipe}: jaxmnist {np.mean(ours):.3f} ± {np.std(ours, ddof=1):.3f} "
-                f"(n = {len(ours)}), torch {np.mean(theirs):.3f} ± {np.std(theirs, ddof=1):.3f} "
-                f"(n = {len(theirs)}): difference {difference:+.3f}, 95 % interval ± {half:.3f}"
+                f"{recipe}: jaxmnist {samples[0]}, torch {samples[1]}: difference "
+                f"{difference:+.3f}, 95 % interval ± {half:.3f}"
             )
     return sentences
 

@@ -3,7 +3,7 @@
     python benchmarks/weights.py [--workdir runs/weights] [RECIPE ...]
 
 Seed 0 and the last epoch, whatever came out. What is trained already is not trained again. 26
-minutes for all nine on two cores of an AMD EPYC (Zen 4), with other work beside it.
+minutes for the nine published ones on two cores of an AMD EPYC (Zen 4), with other work beside it.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m jaxmnist.main --config configs/lightweight.py
 
 Less than 4 minutes on two CPU cores. Accuracy: published 99.43 % (best epoch);
-measured 99.44 % (final epoch, n = 1, seed 0), 99.44 % (best epoch).
+measured 99.381 ± 0.048 % (final epoch, n = 20), 99.418 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

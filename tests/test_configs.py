@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jaxmnist import published
-from jaxmnist.config import Config, default_config, flatten, validate
+from jaxmnist.config import Config, architecture, default_config, flatten, validate
 from jaxmnist.networks import analyze, models
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -123,7 +123,9 @@ PARAMS = {
     "efficient": 19_664,
     "net8k": 8_440,
 }
+FRONTIER = {"under_500": 488}  # parameters
 every_recipe = pytest.mark.parametrize("name", RECIPES)
+every_budget = pytest.mark.parametrize("name", FRONTIER)
 
 
 def load(name: str) -> Config:
@@ -135,10 +137,11 @@ def load(name: str) -> Config:
     return module.get_config()
 
 
-def test_nine_files_and_nine_publications():
+def test_nine_recipes_were_published():
     files = {path.stem for path in FOLDER.glob("*.py")}
-    assert files == set(RECIPES) == set(published.load_all())
-    assert len(files) == 9
+    assert files == set(RECIPES) | set(FRONTIER)
+    assert set(RECIPES) == set(published.load_all())
+    assert len(RECIPES) == 9
 
 
 @every_recipe
@@ -188,6 +191,24 @@ def test_epochs_and_split_are_the_published_ones(name: str):
 def test_docstring_names_the_parameters(name: str):
     docstring = (FOLDER / f"{name}.py").read_text().partition("\n")[0]
     assert f"{PARAMS[name]:,} parameters" in docstring
+
+
+@every_budget
+def test_recipes_of_the_frontier_keep_their_budget(name: str):
+    config = load(name)
+    validate(config)
+    layers = analyze.summarize(models.build(architecture(config)))
+    budget = int(name.removeprefix("under_").replace("k", "000"))
+    params = sum(layer.params for layer in layers)
+    assert budget / 2 < params == FRONTIER[name] < budget
+    assert (config.recipe, config.split) == ("", "train/test")
+    assert config.num_epochs <= (20 if name == "under_20k" else 15)
+
+
+@every_budget
+def test_docstring_names_the_parameters_of_the_frontier(name: str):
+    docstring = (FOLDER / f"{name}.py").read_text().partition("\n")[0]
+    assert f"{FRONTIER[name]:,} parameters" in docstring
 
 
 @every_recipe

@@ -6,6 +6,7 @@ from typing import Any
 
 import frontier
 import pytest
+import study_report
 
 import jaxmnist
 from jaxmnist import recipes
@@ -86,3 +87,38 @@ def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ]
     frontier.draw(lines, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+def test_the_readme_says_what_the_files_say():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert frontier.table(study_report.read(frontier.STUDY)) in readme
+    assert frontier.ablations(study_report.read(frontier.TRIALS)) in readme
+
+
+def trial(sweep: str, accuracy: float, **fields: Any) -> dict[str, Any]:
+    shared = {"model": "blocks", "network.activation": "silu"}
+    fields = shared | {name.replace("__", "."): value for name, value in fields.items()}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return {
+        "sweep": sweep,
+        "params": 488,
+        "seeds": 8,
+        "accuracy": accuracy,
+        "sd": 0.1,
+        "fields": fields,
+    }
+
+
+def test_ablations_name_what_is_changed():
+    """The interval is that of Welch: t(14, 0.975) = 2.145, times 0.1·√(2/8)."""
+    trials = [trial("ablation_relu", 98.1, network__activation=None), trial("other", 99.0)]
+    assert frontier.ablations(trials) == ""
+    trials += [
+        trial("ablation_base", 98.3),
+        trial("ablation_turn", 98.4, augment__rotate_degrees=5),
+    ]
+    assert frontier.ablations(trials).splitlines()[2:] == [
+        "| `network.activation=relu` | 488 | 98.100 ± 0.100 (n = 8) | -0.200 ± 0.107 |",
+        "| nothing | 488 | 98.300 ± 0.100 (n = 8) |  |",
+        "| `augment.rotate_degrees=5` | 488 | 98.400 ± 0.100 (n = 8) | +0.100 ± 0.107 |",
+    ]

@@ -21,7 +21,8 @@ TIMEOUT = 300
 
 
 def test_names_are_those_of_the_folder():
-    assert recipes.names() == sorted(published.load_all())
+    assert recipes.names() == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    assert set(published.load_all()) < set(recipes.names())
     for name in recipes.names():
         assert recipes.path(name) == ROOT / "configs" / f"{name}.py"
         assert recipes.path(name).is_file()
@@ -48,7 +49,7 @@ RECIPE_LOADER = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWa
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_name_stands_for_the_file(name: str, recipe_of):
     by_name, by_file = recipe_of("--config", name), recipe_of(f"--config={recipes.path(name)}")
-    assert by_name.recipe == by_file.recipe == name
+    assert by_name.recipe == by_file.recipe == (name if name in published.load_all() else "")
     assert flatten(by_name) == flatten(by_file)
 
 

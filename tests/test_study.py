@@ -75,7 +75,8 @@ def test_the_newest_version_counts():
 def test_intervals_are_those_of_scipy():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(99.4, 0.05, 24).tolist(), rng.normal(99.42, 0.08, 11).tolist()
-    difference, half = study_report.welch(ours, theirs)
+    samples = study_report.Sample.of(ours), study_report.Sample.of(theirs)
+    difference, half = study_report.welch(*samples)
     expected: Any = stats.ttest_ind(ours, theirs, equal_var=False)
     low, high = expected.confidence_interval(0.95)
     np.testing.assert_allclose((difference - half, difference + half), (low, high))

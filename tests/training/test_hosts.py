@@ -25,6 +25,8 @@ from jaxmnist.training import hosts
 
 RECIPE = Path(__file__).parents[2] / "configs" / "compact_tiny.py"
 TIMEOUT = 120
+# Its lines come from several threads, a piece at a time, and may be mixed.
+GLOO = set("Gloo Rank is connected to peer ranks Expected number of".split())
 
 
 def command(idx_folder: Path, workdir: Path, *more: str) -> list[str]:
@@ -86,7 +88,7 @@ def test_two_processes_equal_one(tmp_path: Path, idx_folder: Path, seeds: int):
         (code, said, complaint), (other_code, other_said, other_complaint) = outputs(processes)
     assert (code, other_code) == (0, 0), complaint + other_complaint
     assert "final accuracy" in said
-    assert all(line.startswith("[Gloo]") for line in other_said.splitlines())
+    assert set(re.findall("[A-Za-z]+", other_said)) <= GLOO, other_said
     alone = start(command(idx_folder, tmp_path / "one", *fields), devices=4)
     assert outputs([alone])[0][0] == 0
 

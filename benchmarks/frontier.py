@@ -195,7 +195,7 @@ def draw(lines: Sequence[Line], file: Path) -> None:
     axes.grid(color="#e0e0e0", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="lower center")
     figure.savefig(file, dpi=130, format="png")
 
 

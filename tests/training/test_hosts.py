@@ -26,7 +26,7 @@ from jaxmnist.training import hosts
 RECIPE = Path(__file__).parents[2] / "configs" / "compact_tiny.py"
 TIMEOUT = 120
 # Its lines come from several threads, a piece at a time, and may be mixed.
-GLOO = set("Gloo Rank is connected to peer ranks Expected number of".split())
+GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
 
 
 def command(idx_folder: Path, workdir: Path, *more: str) -> list[str]:

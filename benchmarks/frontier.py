@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 TRIALS, STUDY = RESULTS / "frontier.jsonl", RESULTS / "study.jsonl"
 FIGURE = Path(__file__).parent / "figures" / "frontier.png"
 LONG = 40  # epochs
-ABLATIONS, BASE = "ablation_", "ablation_base"  # sweeps of one setting each
+ABLATION = "ablation"
 _BLUE, _SKY, _GREY, _VERMILION = "#0072B2", "#56B4E9", "#555555", "#D55E00"
 
 Line = dict[str, Any]
@@ -126,24 +126,34 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def ablations(trials: Sequence[Line]) -> str:
-    """In Markdown, a row for each change to the settings that the sweep BASE tried."""
-    rows = [
-        "| changed | parameters | validation, final epoch, mean ± sd | difference, 95 % |",
-        "| --- | --: | --: | --: |",
-    ]
-    tried = [trial for trial in trials if trial["sweep"].startswith(ABLATIONS)]
-    base = next((trial for trial in tried if trial["sweep"] == BASE), None)
-    if base is None:
+    """In Markdown, a row for each change that a sweep ablation_RECIPE_… made to ablation_RECIPE."""
+    rows = []
+    for recipe in budgets():
+        sweep = f"{ABLATION}_{recipe}"
+        tried = [trial for trial in trials if f"{trial['sweep']}_".startswith(f"{sweep}_")]
+        base = next((trial for trial in tried if trial["sweep"] == sweep), None)
+        if base:
+            rows += [_ablation(recipe, trial, base) for trial in tried]
+    if not rows:
         return ""
-    for trial in tried:
-        names = [name for name in FIELDS if setting(trial, name) != setting(base, name)]
-        changed = ", ".join(f"`{name}={setting(trial, name)}`" for name in names) or "nothing"
-        sample, difference = _sample(trial), ""
-        if names:
-            by, half = study_report.welch(sample, _sample(base))
-            difference = f"{by:+.3f} ± {half:.3f}"
-        rows.append(f"| {changed} | {trial['params']:,} | {sample} | {difference} |")
-    return "\n".join(rows)
+    return "\n".join(
+        (
+            "| shortened recipe | changed | parameters | validation, final epoch, mean ± sd "
+            "| difference, 95 % |",
+            "| --- | --- | --: | --: | --: |",
+            *rows,
+        )
+    )
+
+
+def _ablation(recipe: str, trial: Line, base: Line) -> str:
+    sample, row = _sample(trial), f"| `{recipe}` |"
+    names = [name for name in FIELDS if setting(trial, name) != setting(base, name)]
+    if not names:
+        return f"{row} nothing | {trial['params']:,} | {sample} |  |"
+    changed = ", ".join(f"`{name}={setting(trial, name)}`" for name in names)
+    by, half = study_report.welch(sample, _sample(base))
+    return f"{row} {changed} | {trial['params']:,} | {sample} | {by:+.3f} ± {half:.3f} |"
 
 
 def setting(trial: Line, name: str) -> Any:

@@ -109,16 +109,27 @@ def trial(sweep: str, accuracy: float, **fields: Any) -> dict[str, Any]:
     }
 
 
-def test_ablations_name_what_is_changed():
+def test_ablations_name_what_is_changed(monkeypatch: pytest.MonkeyPatch):
     """The interval is that of Welch: t(14, 0.975) = 2.145, times 0.1·√(2/8)."""
-    trials = [trial("ablation_relu", 98.1, network__activation=None), trial("other", 99.0)]
+    monkeypatch.setattr(frontier, "budgets", lambda: ["under_500", "under_2k", "under_20k"])
+    trials = [
+        trial("ablation_under_500_relu", 98.1, network__activation=None),
+        trial("shapes_under_500", 99.0),
+    ]
     assert frontier.ablations(trials) == ""
     trials += [
-        trial("ablation_base", 98.3),
-        trial("ablation_turn", 98.4, augment__rotate_degrees=5),
+        trial("ablation_under_500", 98.3),
+        trial("ablation_under_500_turn", 98.4, augment__rotate_degrees=5),
+        trial("ablation_under_20k", 99.0),
+        trial("ablation_under_20k_turn", 99.0, augment__rotate_degrees=5),
     ]
     assert frontier.ablations(trials).splitlines()[2:] == [
-        "| `network.activation=relu` | 488 | 98.100 ± 0.100 (n = 8) | -0.200 ± 0.107 |",
-        "| nothing | 488 | 98.300 ± 0.100 (n = 8) |  |",
-        "| `augment.rotate_degrees=5` | 488 | 98.400 ± 0.100 (n = 8) | +0.100 ± 0.107 |",
+        "| `under_500` | `network.activation=relu` | 488 | 98.100 ± 0.100 (n = 8) "
+        "| -0.200 ± 0.107 |",
+        "| `under_500` | nothing | 488 | 98.300 ± 0.100 (n = 8) |  |",
+        "| `under_500` | `augment.rotate_degrees=5` | 488 | 98.400 ± 0.100 (n = 8) "
+        "| +0.100 ± 0.107 |",
+        "| `under_20k` | nothing | 488 | 99.000 ± 0.100 (n = 8) |  |",
+        "| `under_20k` | `augment.rotate_degrees=5` | 488 | 99.000 ± 0.100 (n = 8) "
+        "| +0.000 ± 0.107 |",
     ]

@@ -7,11 +7,29 @@ import jax
 
 
 def hardware() -> str:
-    """Processor or GPU, by the name it gives itself."""
+    """Processor or GPU, by the name it gives itself; of AMD's EPYCs the generation, too."""
     kind = jax.devices()[0].device_kind
     if kind != "cpu":
         return kind
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else "CPU"
+    text = Path("/proc/cpuinfo").read_text()
+    first, _, _ = text.partition("\n\n")
+    rows = (row.partition(":") for row in first.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in rows}
+    name = facts.get("model name", "CPU")
+    # Virtual machines leave out what follows in the name, and the generations differ in speed.
+    if zen := _zen(facts) if name.startswith("AMD EPYC") else None:
+        name += f" (Zen {zen})"
     return f"{name}, {os.cpu_count()} cores"
+
+
+def _zen(facts: dict[str, str]) -> int | None:
+    """The generation, by the family and model numbers of AMD's servers; None for others."""
+    family, model = (int(facts.get(name, -1)) for name in ("cpu family", "model"))
+    match family:
+        case 23:
+            return 1 if model < 0x30 else 2
+        case 25:
+            return 3 if model < 0x10 else 4
+        case 26:
+            return 5
+    return None

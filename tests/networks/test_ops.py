@@ -73,13 +73,9 @@ def test_conv_and_its_gradients_as_xla(size_and_padding, shape):
     assert_conv_as_xla((size, size), padding, shape)
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (24, 22)])
-@pytest.mark.parametrize(("size", "padding"), [((3, 3), 0), ((3, 3), 1), ((5, 3), 2), ((1, 1), 0)])
-def test_separable_conv_and_its_gradients_as_xla(
-    inputs: int, outputs: int, size: tuple[int, int], padding: int
-):
-    """With few channels and with many, which are computed in another way."""
-    x_HCWN, bias_O = normal(7, inputs, 6, 4), normal(outputs, seed=1)
+def assert_separable_conv_as_xla(size: tuple[int, int], padding: int, height: int, width: int):
+    inputs, outputs = 3, 5
+    x_HCWN, bias_O = normal(height, inputs, width, 4), normal(outputs, seed=1)
     depthwise, pointwise = normal(*size, 1, inputs, seed=2), normal(1, 1, inputs, outputs, seed=3)
 
     def ours(x_HCWN, depthwise, pointwise, bias_O):
@@ -99,6 +95,21 @@ def test_separable_conv_and_its_gradients_as_xla(
 
     found, expected = both(x_HCWN, depthwise, pointwise, bias_O)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "padding"), [((3, 3), 0), ((3, 3), 1), ((5, 3), 2), ((1, 1), 0)])
+@pytest.mark.parametrize("form", [target.CPU, target.ACCELERATOR])
+def test_separable_conv_and_its_gradients_as_xla(
+    form: target.Target, size: tuple[int, int], padding: int
+):
+    with target.form(form):
+        assert_separable_conv_as_xla(size, padding, 7, 6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(14, 16), (13, 12)])
+def test_separable_conv_whose_kernel_gradient_comes_in_parts_as_xla(height: int, width: int):
+    """Of a result 12 or 11 rows high: the parts are 6 rows high, or 1."""
+    assert_separable_conv_as_xla((3, 3), 0, height, width)
 
 
 def test_conv_refuses_padding_that_is_wider_than_the_kernel():

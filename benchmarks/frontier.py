@@ -111,18 +111,17 @@ def point(lines: Sequence[Line], recipe: str, epochs: int | None = None) -> Poin
 
 
 def table(lines: Sequence[Line]) -> str:
-    """In Markdown, a row a recipe."""
-    rows = [
-        "| recipe | parameters | epochs | test, final epoch, mean ± sd "
-        f"| the same in {LONG} epochs |",
-        "| --- | --: | --: | --: | --: |",
-    ]
-    for recipe in budgets():
-        short, long = point(lines, recipe), point(lines, recipe, LONG)
-        if short:
-            epochs = recipes.load(recipe).num_epochs
-            rows.append(f"| `{recipe}` | {short.params:,} | {epochs} | {short} | {long or ''} |")
-    return "\n".join(rows)
+    """In Markdown, a row a recipe, with long runs in a column of their own where there are any."""
+    head = ["recipe", "parameters", "epochs", "test, final epoch, mean ± sd"]
+    short = {name: found for name in budgets() if (found := point(lines, name))}
+    long = {name: found for name in short if (found := point(lines, name, LONG))}
+    if long:
+        head.append(f"the same in {LONG} epochs")
+    rows = [head, ["---", *["--:"] * (len(head) - 1)]]
+    for name, found in short.items():
+        row = [f"`{name}`", f"{found.params:,}", str(recipes.load(name).num_epochs), str(found)]
+        rows.append([*row, str(long.get(name, ""))] if long else row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def ablations(trials: Sequence[Line]) -> str:

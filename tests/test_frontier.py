@@ -85,6 +85,12 @@ def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "| `model3` | 7,784 | 15 | 99.400 ± 0.100 (n = 3) | 99.600 ± 0.000 (n = 2) |",
         "| `compact` | 18,472 | 20 | 99.500 ± 0.000 (n = 2) |  |",
     ]
+    assert frontier.table([run for run in lines if run["epochs"] != 40]).splitlines() == [
+        "| recipe | parameters | epochs | test, final epoch, mean ± sd |",
+        "| --- | --: | --: | --: |",
+        "| `model3` | 7,784 | 15 | 99.400 ± 0.100 (n = 3) |",
+        "| `compact` | 18,472 | 20 | 99.500 ± 0.000 (n = 2) |",
+    ]
     frontier.draw(lines, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
 

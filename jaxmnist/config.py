@@ -99,7 +99,9 @@ FIELDS: dict[str, Field] = {
     ),
     "num_epochs": Field(15, "passes over the training set", _between(1, 10_000)),
     "batch_size": Field(128, "images per optimizer step", _between(1, 10**9)),
-    "steps_per_epoch": Field(0, "0 for the whole training set; less for quick tries", _at_least(0)),
+    "steps_per_epoch": Field(
+        0, "0 for the whole training set; a number for shorter epochs", _at_least(0)
+    ),
     "drop_remainder": Field(False, "leave out the last, smaller batch of an epoch"),
     "seed": Field(0, "of the first run; decides everything random", _SEED),
     "num_seeds": Field(1, "runs in one program: seed, seed + 1, …", _between(1, 10_000)),
@@ -111,7 +113,9 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.name": Field("sgd", "the optimizer", _one_of(["sgd", "adam"])),
     "optimizer.learning_rate": Field(0.01, "for 'onecycle' the peak", _POSITIVE),
-    "optimizer.momentum": Field(0.9, "SGD's momentum, Adam's beta1; 'onecycle' cycles it", _RATE),
+    "optimizer.momentum": Field(
+        0.9, "SGD's momentum, Adam's beta1; onecycle has its own, below", _RATE
+    ),
     "optimizer.nesterov": Field(False, "Nesterov momentum, for sgd"),
     "optimizer.weight_decay": Field(0.0, "L2, added to the gradient", _NOT_NEGATIVE),
     "schedule.name": Field(

@@ -23,7 +23,7 @@ from jaxmnist.runs.checkpoint import Checkpoints, Record
 from jaxmnist.runs.workdir import Workdir
 from jaxmnist.training.engine import TrainState
 
-_USAGE = """Writes a trained network in another format, and makes a run of PyTorch weights.
+_USAGE = """Writes a trained network in another format, and turns PyTorch weights into a run.
 
   python -m jaxmnist.convert --from runs/model3 --to model3.onnx
   python -m jaxmnist.convert --from model3 --to draw.html
@@ -135,8 +135,10 @@ def _parse(argv: list[str]) -> None:
     if not (_FROM.value and _TO.value):
         raise UserError("--from and --to are needed: a trained network and the file to write")
     source, target = _path(_FROM.value), _path(_TO.value)
-    folder = source.suffix in torch_weights.SUFFIXES and (
-        os.path.isdir(target) or not re.fullmatch(r"\.[A-Za-z]+", target.suffix)
+    folder = (
+        source.suffix in torch_weights.SUFFIXES
+        and not os.path.isdir(source)
+        and (os.path.isdir(target) or not re.fullmatch(r"\.[A-Za-z]+", target.suffix))
     )
     if target.suffix not in files.SUFFIXES and not folder:
         raise UserError(f"--to {target} must end in {', '.join(files.SUFFIXES)}")

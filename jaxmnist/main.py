@@ -24,15 +24,15 @@ _USAGE = """Trains one of the compact MNIST networks.
                    {recipes}
                    or a file of your own, like those in configs/
   --workdir DIR    where everything is written; default runs/<name of the recipe>.
-                   A run that is there already is taken up where it stopped.
-  --restart        begin anew; what is in the workdir is moved aside, not deleted
+                   A run that is there already goes on where it stopped.
+  --restart        start over; what is in the workdir is moved aside, not deleted
   --tensorboard    also write what TensorBoard shows, into the workdir's tensorboard/
   --help           this text
 
 A run of several processes, with a workdir that all of them see; each is started with:
   --coordinator HOST:PORT   of the first process, which listens there; or 'auto', to ask SLURM,
                             Open MPI, Kubernetes or the TPU pod for everything
-  --num_processes N         how many they are
+  --num_processes N         how many processes there are
   --process_id I            which one this is, 0 to N-1
 
 Compiled programs are kept for the next start in the user's cache folder; the environment variable
@@ -47,7 +47,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Default: runs/<name of the recipe's file>.", flag_values=_FLAGS
 )
 _RESTART = flags.DEFINE_bool(
-    "restart", False, "Begin anew, after moving the workdir aside.", flag_values=_FLAGS
+    "restart", False, "Start over, after moving the workdir aside.", flag_values=_FLAGS
 )
 _TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "Also write event files for TensorBoard.", flag_values=_FLAGS

@@ -51,7 +51,7 @@ def load(recipe: str | os.PathLike[str]) -> Any:
         config = module.get_config()
     except Exception as error:  # the recipe is code: it can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"recipe {file}: {reason}: mend it, or name another") from error
+        raise UserError(f"recipe {file}: {reason}: correct it, or name another") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"recipe {file}: get_config() must return a ConfigDict, not {config!r}")
     return config

@@ -75,6 +75,14 @@ def test_sweeps_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     }
 
 
+def test_a_sweep_of_one_seed_has_no_spread(tmp_path: Path):
+    folder = sweep(tmp_path / "one", [97.0])
+    trial = json.loads((folder / "trials.jsonl").read_text())
+    trial["final_accuracy"]["sd"] = None
+    (folder / "trials.jsonl").write_text(json.dumps(trial))
+    assert [line["sd"] for line in frontier.kept(folder)] == [None]
+
+
 def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(frontier, "budgets", lambda: ["model3", "compact", "efficient"])
     lines = [made("model3", seed, 99.3 + seed / 10, 15, 7784) for seed in range(3)]

@@ -1,7 +1,7 @@
 """Networks that a recipe describes in a line of text: blocks of convolutions, pooling between them.
 
     7-7-10/10-12/16-18    widths of 3×3 convolutions, a pooling at each /
-    8k5-8/16d-=-=/10d     k5 is 5×5, d depthwise-separable, = has the weights of the one before
+    8k5-16/16d-=-=/10d    k5 is 5×5, d depthwise-separable, = has the weights of the one before
     16k5o/24do-16do/10d   o makes oriented maps: every kernel in eight turns and reflections
 
 After each convolution come a batch norm and the activation. At each / there is a pooling, after

@@ -1,5 +1,6 @@
 """Tests of jaxmnist.networks.blocks: what the text means, what is refused, the same in PyTorch."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,13 @@ def test_units():
     )
     assert found[1:] == ((0, 1, 1), "linear", True, "relu", False, False)
     assert described("4/6/8").padding == (1, 1, 1)
+
+
+def test_the_lines_that_the_docstring_names_are_networks():
+    lines = re.findall(r"^ {4}(\S+)  ", blocks.__doc__ or "", re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        assert described(line, padding="0/0/1" if line.count("/") == 2 else "0").units
 
 
 @pytest.mark.parametrize("text", ["8", "8k1d-=/=", "999k7", "8-=/16d", "8k5o-8do"])

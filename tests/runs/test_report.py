@@ -109,7 +109,7 @@ def summary(accuracies: Sequence[float], best: Sequence[float]) -> dict[str, Any
 
 def test_summary_of_one_seed():
     assert report.summary_text(summary([99.44], [99.51]), None).splitlines() == [
-        "model3: 7,784 parameters of a budget of 20,000, receptive field 42×42",
+        "model3: 7,784 parameters, receptive field 42×42",
         "final accuracy 99.44 % (best epoch, chosen in hindsight, 99.51 %)",
         "trained in 81.0 s at 11,106 images/s on some device, compiled in 6.8 s",
     ]

@@ -94,6 +94,9 @@ def train(
     Raises:
       jaxmnist.errors.UserError: for a recipe, fields, data or a workdir that cannot be used.
       jaxmnist.errors.DivergenceError: when the loss stops being finite.
+      jaxmnist.errors.StorageError: when the disk fails or is full.
+      KeyboardInterrupt: after Ctrl-C, once everything is saved: with the same ``workdir`` the same
+        call goes on from there. After SIGTERM, SystemExit.
     """
     from jaxmnist import sources  # late: the libraries below take seconds
 

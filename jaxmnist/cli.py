@@ -34,7 +34,7 @@ def run(
 ) -> None:
     """Parses the flags, runs ``command`` and ends the process.
 
-    Exits with 0, 2 (input the user can mend), 130 (Ctrl-C), 143 (SIGTERM) or 1 (anything else).
+    Exits with 0, 2 (input the user can correct), 130 (Ctrl-C), 143 (SIGTERM) or 1 (anything else).
 
     Args:
       command: runs after the flags are parsed.
@@ -71,9 +71,18 @@ def run(
     except StorageError as error:
         hosts.leave(_complain(error, 1))
     except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0][:200]
+        if reason.startswith("RESOURCE_EXHAUSTED"):
+            hosts.leave(
+                _complain(
+                    f"the device has too little memory ({reason}): train fewer networks at once "
+                    "(config.num_seeds, in a sweep --parallel), or take a smaller "
+                    "config.batch_size",
+                    1,
+                )
+            )
         if jax.process_count() == 1:
             raise
-        reason = str(error).partition("\n")[0][:200]
         hosts.leave(
             _complain(
                 f"another process of the run is gone ({reason}): start all of them again; the run "
@@ -215,7 +224,7 @@ def _broken_recipe(file: str, error: BaseException) -> UserError:
     while error.__context__:  # ml_collections wraps what the recipe raised in its whole traceback
         error = error.__context__
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"--config {file}: {reason}: mend the recipe, or name another")
+    return UserError(f"--config {file}: {reason}: correct the recipe, or name another")
 
 
 def _complain(message: object, exit_code: int) -> int:

@@ -6,6 +6,7 @@ if __name__ == "__main__":
     signals.die_of_ctrl_c()  # the imports below take seconds
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,14 @@ def _evaluate() -> None:
     eval_set = Images(jnp.asarray(eval_data.images_NHW), jnp.asarray(eval_data.labels_N))
     evaluation = jax.jit(run.engine.evaluate)(run.state, run.member, eval_set)
     predictions_N = np.asarray(evaluation.predictions_N)
-    result = scores(eval_data.labels_N, predictions_N, float(evaluation.loss))
+    loss = float(evaluation.loss)
+    if not math.isfinite(loss):
+        raise UserError(f"{workdir} has a loss of {loss}: its weights are damaged")
+    result = scores(eval_data.labels_N, predictions_N, loss)
     if _JSON.value:
         print(json.dumps(result))
         return
-    print(f"{run.config.model}, epoch {run.epoch}, seed {run.member.seed}, on {dataset}")
+    print(f"{run.config.model}, {run.place}, seed {run.member.seed}, on {dataset}")
     print(_text(result, eval_data.labels_N, predictions_N))
 
 

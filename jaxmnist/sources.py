@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxmnist.config import (
     from_json,
     validate,
 )
-from jaxmnist.errors import UserError
+from jaxmnist.errors import Stopped, UserError
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import models
 
@@ -51,10 +52,10 @@ def load(
 ) -> Classifier:
     """See ``jaxmnist.load``."""
     path = Path(os.path.expanduser(source))
-    a_file = path.suffix in torch_weights.SUFFIXES
+    # os.path answers for any string; pathlib raises where a name is too long.
+    a_file = path.suffix in torch_weights.SUFFIXES and not os.path.isdir(path)
     if not a_file and recipe is not None:
         raise UserError(f"{source} has a recipe of its own: leave --config, or recipe=, out")
-    # os.path answers for any string; pathlib raises where a name is too long.
     if not a_file and source and os.path.exists(path):
         return _of_run(path, str(checkpoint), seed)
     if (checkpoint, seed) != ("last", None):
@@ -85,7 +86,7 @@ def _of_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
         run.config,
         run.state.params,
         run.state.batch_stats,
-        f"{folder}, epoch {run.epoch}, seed {run.member.seed}",
+        f"{folder}, {run.place}, seed {run.member.seed}",
         {name: str(value) for name, value in metadata.items()},
     )
 
@@ -136,10 +137,16 @@ def train(
     with contextlib.suppress(RuntimeError):  # JAX has its devices already
         parallel.use_every_core()
     with contextlib.ExitStack() as stack:
+        keep = workdir is not None
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
         folder = Path(os.path.expanduser(workdir))
-        train_lib.run(config, folder)
+        try:
+            train_lib.run(config, folder)
+        except Stopped as stopped:  # which no `except Exception` around the call should catch
+            if stopped.cause == signal.SIGINT:
+                raise KeyboardInterrupt(*([str(stopped)] if keep else [])) from None
+            raise SystemExit(128 + stopped.cause) from None
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return _of_run(folder, "last", None), rows
 

@@ -20,17 +20,18 @@ from jaxmnist.training import parallel
 
 _USAGE = """Tries many settings of a recipe, several networks in one program, and keeps the best.
 
-  python -m jaxmnist.sweep --config model3 --workdir DIR
-      --sweep.optimizer.learning_rate=log:0.05..0.5 --sweep.augment.rotate_degrees=0,5,10
+  python -m jaxmnist.sweep --config model3 --workdir DIR \\
+      --sweep.optimizer.learning_rate=log:0.05..0.5 --sweep.augment.rotate_degrees=0,5,10 \\
       --trials 30 --config.num_seeds=2
 
   --config RECIPE       the name or file of a recipe; --config.FIELD=VALUE sets what is fixed
   --workdir DIR         where everything is written. A sweep that is there already goes on where
                         it stopped; one with other settings is refused.
-  --sweep.FIELD=VALUES  what is varied, for each field of the configuration:
+  --sweep.FIELD=VALUES  what is varied, any field below but recipe, dataset, split, seed,
+                        num_seeds, mesh.… and checkpoint.…:
                           a,b,c          one of these values
                           low..high      any value from low to high
-                          log:low..high  the same, each factor as likely as any other
+                          log:low..high  the same on a logarithmic scale
                         Widths of a network are varied with --config.model=blocks, and a range in
                         the place of a number: --sweep.network.blocks=6..8-8/12..16-16/20
   --trials N            how many settings to try; for a grid all of them

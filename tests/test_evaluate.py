@@ -1,6 +1,7 @@
 """Scores of a run on a whole data set, by the command's own functions and by the command."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -15,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from populations import members_of
 from saved_runs import cut, make_run, tiny_config, tiny_run
 
 from jaxmnist import data, evaluate
 from jaxmnist.errors import UserError
-from jaxmnist.runs import saved_run
+from jaxmnist.runs import assemble, saved_run
+from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch
+from jaxmnist.training.engine import over_members
 
 KEYS = ["loss", "accuracy", "correct", "total", "per_class"]
 TIMEOUT = 120
@@ -171,6 +175,32 @@ def test_label_smoothing_is_that_of_the_run(tmp_path: Path, idx_folder: Path, mn
     assert result["total"] == 200
     sharp = independent_scores(saved_run.load(tmp_path / "run"), part)["loss"]
     assert abs(result["loss"] - sharp) > 1e-3
+
+
+def test_weights_that_give_no_numbers(trained: Path, score, monkeypatch: pytest.MonkeyPatch):
+    load = saved_run.load
+
+    def damaged(*args: Any) -> saved_run.SavedRun:
+        run = load(*args)
+        params = jax.tree.map(lambda leaf: leaf * np.nan, run.state.params)
+        return run._replace(state=run.state.replace(params=params))
+
+    monkeypatch.setattr(saved_run, "load", damaged)
+    with pytest.raises(UserError, match="has a loss of nan: its weights are damaged"):
+        score("--workdir", trained, "--json")
+
+
+def test_a_checkpoint_within_an_epoch_is_called_so(trained: Path, tmp_path: Path, score):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=2)) as checkpoints:
+        init = over_members(assemble.engine(tiny_config()).init)
+        states = checkpoints.restore(4, jax.eval_shape(init, members_of(tiny_config())))
+        record = checkpoints.record(4)
+        partial = PartialEpoch(1, 64, 1.0, [0.1, 0.1], [60.0, 60.0])
+        checkpoints.save(5, states, record._replace(partial=partial))
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    said = score("--workdir", workdir)
+    assert said.startswith("compact_tiny, in epoch 3, after 1 steps of it, seed 4, on mnist\n")
 
 
 @pytest.mark.parametrize(

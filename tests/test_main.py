@@ -539,6 +539,26 @@ def test_a_closed_pipe_is_no_news(args: list[str]):
     assert process.returncode == 1
 
 
+FILLS = """
+import jax
+from absl import flags
+from jaxmnist import cli
+def fill():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nmore")
+cli.run(fill, lambda argv: cli.parse_flags(argv, flags.FlagValues()), "")
+"""
+
+
+def test_a_full_device_is_told_in_a_line():
+    done = subprocess.run([sys.executable, "-c", FILLS], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: the device has too little memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 "
+        "bytes.): train fewer networks at once (config.num_seeds, in a sweep --parallel), or take "
+        "a smaller config.batch_size\n"
+    )
+
+
 THIRD = ("--num_processes=4", "--process_id=2")
 
 

@@ -4,6 +4,7 @@ import doctest
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ import jaxmnist
 from jaxmnist import convert, recipes, sources
 from jaxmnist.classifier import Classifier
 from jaxmnist.config import default_config, flatten, from_json
-from jaxmnist.errors import UserError
+from jaxmnist.errors import Stopped, UserError
 from jaxmnist.runs import train as train_lib
 
 
@@ -52,6 +53,32 @@ def test_a_run(workdir: Path, images_NHW: np.ndarray):
     assert best.source == f"{workdir}, epoch 2, seed 5"
     assert not np.array_equal(first.logits(images_NHW), best.logits(images_NHW))
     assert "6,584" in first.summary()
+
+
+def test_a_run_may_be_called_like_a_file(workdir: Path, tmp_path: Path):
+    shutil.copytree(workdir, tmp_path / "best.pt")
+    assert jaxmnist.load(tmp_path / "best.pt").source.endswith("best.pt, epoch 3, seed 4")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("sent", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_ctrl_c_is_no_error_that_a_loop_would_catch(
+    sent: signal.Signals,
+    ends: type[BaseException],
+    kept: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def stop(*_: object) -> None:
+        raise Stopped(sent, "everything is saved")
+
+    monkeypatch.setattr(train_lib, "run", stop)
+    with pytest.raises(ends) as raised:
+        jaxmnist.train("model3", tmp_path / "run" if kept else None)
+    said = {signal.SIGINT: ("everything is saved",) * kept, signal.SIGTERM: (143,)}
+    assert raised.value.args == said[sent]
 
 
 def test_images_of_all_kinds(workdir: Path, images_NHW: np.ndarray):
@@ -291,7 +318,7 @@ def test_a_recipe_that_makes_no_configuration(tmp_path: Path):
 def test_broken_recipes_are_told(text: str, tmp_path: Path):
     file = tmp_path / "mine.py"
     file.write_text(text)
-    with pytest.raises(UserError, match=r"recipe .*mine.py: \w+: .*: mend it"):
+    with pytest.raises(UserError, match=r"recipe .*mine.py: \w+: .*: correct it"):
         recipes.load(file)
 
 

@@ -1,13 +1,16 @@
 """From a configuration to what training takes: what shapes a program, and what is only a number."""
 
 import functools
+import math
 from collections.abc import Hashable
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmnist.config import Config, architecture, flatten
-from jaxmnist.networks import models
+from jaxmnist.errors import UserError
+from jaxmnist.networks import analyze, models
+from jaxmnist.networks.layers import BatchNorm
 from jaxmnist.training import optim, parallel
 from jaxmnist.training.augment import Bounds
 from jaxmnist.training.engine import Engine
@@ -53,9 +56,26 @@ def steps_per_epoch(config: Config, train_size: int) -> int:
     """The optimizer steps of an epoch over ``train_size`` images.
 
     Raises:
-      UserError: where the configuration asks for more than there are, or for none.
+      UserError: where the configuration asks for more than there are, or for none, or where a
+        batch norm would have a single value to train with, which torch.nn refuses as well.
     """
-    return sum(segment.steps for segment in plan_epoch(train_size, batching(config)))
+    segments = plan_epoch(train_size, batching(config))
+    if any(segment.batch_size == 1 for segment in segments) and _norms_single_values(config):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}: {train_size:,} images leave a batch of one "
+            "for the end, which a batch norm on maps of 1×1 cannot take; choose another, or set "
+            "config.drop_remainder"
+        )
+    return sum(segment.steps for segment in segments)
+
+
+def _norms_single_values(config: Config) -> bool:
+    """Whether a batch norm of the network has one value of an image."""
+    network = models.build(architecture(config))
+    return any(
+        isinstance(layer, BatchNorm) and not layer.oriented and math.prod(row.output_shape[1:]) == 1
+        for layer, row in zip(network.layers, analyze.summarize(network), strict=True)
+    )
 
 
 def mesh(config: Config, members: int | None = None) -> Mesh:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from jaxmnist.training.engine import TrainState
 
 _RECORD = "record.json"
 _UNWANTED = ".removing"
+_MOMENT = 0.5  # seconds; a record is written within a tenth of it
 
 
 class PartialEpoch(NamedTuple):
@@ -78,6 +80,9 @@ class Checkpoints:
             self._records, self.damaged = tidied
         else:
             self._records, damaged = _read_records(self._folder)
+            if damaged:  # or written or removed at this moment, by a run that goes on
+                time.sleep(_MOMENT)
+                self._records, damaged = _read_records(self._folder)
             self.damaged = [f"checkpoint {n} is damaged ({why})" for n, why in damaged.items()]
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
@@ -178,7 +183,7 @@ def _readable(path: Path) -> Iterator[None]:
     except Exception as error:  # Orbax fails with whatever lies below
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}): it may come from another version of "
-            "jaxmnist; move it away to go on from the one before, or --restart to begin anew"
+            "jaxmnist; move it away to go on from the one before, or --restart to start over"
         ) from error
 
 

@@ -106,6 +106,8 @@ def fit(
                 checkpoints.save(step, states, record)
             if cause and (epoch < until or not last):
                 raise _stopped(cohort, signal.Signals(cause), step, epoch)
+        if stop.cause and not last:  # during the last save
+            raise _stopped(cohort, stop.cause, until * programs.steps_per_epoch, until)
     return Stage(states, record)
 
 

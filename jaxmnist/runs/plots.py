@@ -4,6 +4,7 @@ No pyplot: they need no display and touch no global state.
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -226,6 +227,9 @@ def tidy(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path, *headline: str) -> None:
-    """Writes the PNG with a headline above all."""
-    figure.suptitle(": ".join(filter(None, headline)))
-    figure.savefig(path, dpi=130, format="png")
+    """Writes the PNG with a headline above all, whatever characters are in it."""
+    text = ": ".join(filter(None, headline))  # in which folders' names may be no text
+    figure.suptitle(text.encode(errors="replace").decode(), parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of names in other scripts
+        figure.savefig(path, dpi=130, format="png")

@@ -25,8 +25,11 @@ class SavedRun(NamedTuple):
     member: Member
     """Its schedule is a placeholder."""
     epoch: int
+    """Epochs that are finished."""
+    place: str
+    """Where it stands in words: after which epoch, or at which step of the next."""
     row: Row | None
-    """The metrics of that epoch; None where nothing was trained, or within an epoch."""
+    """The metrics of the last of them; None where nothing was trained, or within an epoch."""
     state: TrainState
     """Without that of the optimizer."""
 
@@ -64,10 +67,20 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
             print(f"note: {line}", file=sys.stderr)
         record = checkpoints.record(step)
         abstract_states = jax.eval_shape(over_members(engine.init), members)
-        states = checkpoints.restore_networks(step, abstract_states)
+        try:
+            states = checkpoints.restore_networks(step, abstract_states)
+        except UserError:
+            if (folder / str(step)).exists():
+                raise
+            return load(
+                workdir, checkpoint, seed
+            )  # the run goes on and has left it for a newer one
     rows = {(row["seed"], row["epoch"]): row for row in record.rows if not record.partial}
     state = jax.tree.map(lambda leaf: leaf[index], states)
-    return SavedRun(config, engine, member, record.epoch, rows.get((seed, record.epoch)), state)
+    place, row = f"epoch {record.epoch}", rows.get((seed, record.epoch))
+    if record.partial:
+        place = f"in epoch {record.epoch + 1}, after {record.partial.steps} steps of it"
+    return SavedRun(config, engine, member, record.epoch, place, row, state)
 
 
 def _find(checkpoints: Checkpoints, name: str, workdir: Path) -> int:

@@ -34,7 +34,7 @@ def run(
     Args:
       config: see ``config.FIELDS``.
       workdir: folder for config.json, metrics.jsonl, summary.json, checkpoints/ and plots.
-      restart: begin anew, after moving what is in the workdir aside.
+      restart: start over, after moving what is in the workdir aside.
       tensorboard: also write tensorboard/, for TensorBoard.
 
     Returns:
@@ -64,7 +64,7 @@ def run(
             config.recipe, config.dataset, config.split, sum(layer.params for layer in layers)
         )
         if summary := _finished(config, files, checkpoints, events):
-            report.say("finished already; --restart moves it aside and begins anew")
+            report.say("finished already; --restart moves it aside and starts over")
             report.say(report.summary_text(summary, publication))
             return summary
         report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))

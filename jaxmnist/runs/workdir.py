@@ -193,7 +193,7 @@ def read_config(path: Path) -> Config:
     """
     if not os.path.isfile(path / _CONFIG):  # pathlib raises where a name is too long
         raise UserError(f"{path} holds no run: name a folder that has a {_CONFIG}")
-    config = _read_config(path / _CONFIG, "mend it or name another run")
+    config = _read_config(path / _CONFIG, "correct it or name another run")
     validate(config)
     return config
 

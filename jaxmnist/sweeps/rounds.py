@@ -126,7 +126,7 @@ class Rounds:
                 barren += 1
         if self._exhausted or barren == _MOST_BARREN:
             self._board.say("no further settings were found that can be trained and are new")
-        if self._exhausted and not trials and not self._search.records():
+        if self._refused and not trials and not self._search.records():
             raise UserError(f"{self._refused} trials in a row cannot be trained: {self._reason}")
         return trials
 
@@ -138,7 +138,8 @@ class Rounds:
             self._reason = str(error)
             self._search.refuse(trial.number, self._reason)
             self._refused += 1
-            self._exhausted |= self._refused >= _MOST_REFUSED
+            # A grid has an end of its own.
+            self._exhausted |= self._order.sampler != "grid" and self._refused >= _MOST_REFUSED
             return False
         self._refused = 0
         return True

@@ -1,6 +1,7 @@
 """Where a sweep's study is kept: a file of its own, or a database that many processes share."""
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -43,16 +44,21 @@ def opened(
             told = optuna.load_study(**options, sampler=optuna.samplers.RandomSampler())
             return there, study, told
         except Exception as error:  # whatever the database's driver raises
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-            being_made = any(words in reason for words in _BEING_MADE)
+            cause = getattr(error, "orig", None) or error
+            reason = " ".join(str(cause).split())[:200]
+            if isinstance(cause, OSError):  # whose words may be those of a path
+                being_made, no_room = False, cause.errno == errno.ENOSPC
+            else:
+                being_made = any(words in reason for words in _BEING_MADE)
+                no_room = "full" in reason
             if being_made and attempt < _OPENINGS:
                 time.sleep(0.3 * attempt)
                 continue
-            if "full" in reason or "No space" in reason:
+            if no_room:
                 raise StorageError(f"{storage}: {reason}: see that the disk has room") from error
             if isinstance(storage, Path):
                 raise UserError(
-                    f"{storage}: {reason}: choose another --workdir, or move it away to begin anew"
+                    f"{storage}: {reason}: choose another --workdir, or move it away to start over"
                 ) from error
             raise UserError(
                 f"--storage {storage}: {reason}: name one as Optuna takes it, for example "

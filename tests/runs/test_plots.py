@@ -78,6 +78,13 @@ def test_one_seed_is_drawn_as_it_is(draw):
             np.testing.assert_allclose(line(axes, f"{part} (n = 1)"), expected)
 
 
+@pytest.mark.parametrize("title", ["model3, prices_$5_to_$9", "model3, 数字", "model3, d\udcff"])
+def test_titles_name_folders_of_any_name(draw, title: str):
+    """No mathematics, no complaint of a glyph that is missing, no bytes that are no text."""
+    figure = draw(plots.learning_curves, rows(1, 2), title=title)
+    assert figure.get_suptitle() == title.replace("\udcff", "?")
+
+
 def test_several_seeds_give_the_mean_and_the_band(draw):
     run = rows(3, 6)
     figure = draw(plots.learning_curves, run)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,31 @@ def test_damage_to_all_checkpoints_is_told(
     assert "checkpoint 30 is damaged (record.json is missing)" in message
     assert "checkpoint 40 is damaged (_METADATA has changed)" in message
     assert contents(workdir) == before
+
+
+def test_a_checkpoint_that_is_just_written_is_no_damage(
+    made: tuple[Path, TrainState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    workdir = shutil.copytree(made[0], tmp_path / "run")
+    record = workdir / "checkpoints" / "40" / "record.json"
+    record.rename(tmp_path / "record.json")
+    monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / "record.json").rename(record))
+    assert saved_run.load(workdir).epoch == 4
+
+
+def test_a_checkpoint_that_is_left_for_a_newer_one_meanwhile(
+    made: tuple[Path, TrainState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    workdir = shutil.copytree(made[0], tmp_path / "run")
+    restore = Checkpoints.restore_networks
+
+    def late(self: Checkpoints, step: int, *args: TrainState) -> TrainState:
+        if step == 40:
+            shutil.rmtree(workdir / "checkpoints" / "40")
+        return restore(self, step, *args)
+
+    monkeypatch.setattr(Checkpoints, "restore_networks", late)
+    assert saved_run.load(workdir).epoch == 3
 
 
 def test_folders_without_a_run(tmp_path: Path):

@@ -32,6 +32,7 @@ from jaxmnist.networks.layers import (
 )
 from jaxmnist.runs import fit, saved_run, train
 from jaxmnist.runs.checkpoint import Checkpoints, Record
+from jaxmnist.runs.cohort import Cohort
 from jaxmnist.training import programs
 from jaxmnist.training.programs import Programs
 
@@ -358,7 +359,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_):
         raise AssertionError("nothing may be compiled")
 
-    monkeypatch.setattr(train, "Programs", refuse)
+    monkeypatch.setattr(Cohort, "programs", refuse)
 
 
 @pytest.mark.usefixtures("no_training")
@@ -374,7 +375,7 @@ def test_finished_run_is_only_reported(
     assert (workdir / "summary.json").stat().st_mtime_ns == written
     assert summary == json.loads((workdir / "summary.json").read_text())
     said = capsys.readouterr().out
-    assert said.startswith("finished already; --restart moves it aside and begins anew\n")
+    assert said.startswith("finished already; --restart moves it aside and starts over\n")
     assert f"final accuracy {summary['final_accuracy']['mean']:.2f} %" in said
     (workdir / "metrics.jsonl").unlink()
     train.run(config, workdir)

@@ -433,6 +433,50 @@ def test_none_small_enough(idx_folder: Path, tmp_path: Path, monkeypatch: pytest
         run(tiny(idx_folder), tmp_path / "s", asked, trials=4, max_params=50, sampler="random")
 
 
+def test_a_grid_is_asked_to_its_end(
+    idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However many of its points are too large, one after the other."""
+    monkeypatch.setattr(rounds_lib, "_MOST_REFUSED", 2)
+    asked = {"network.blocks": "40/40,30/30,20/20,3/4"}
+    records = run(tiny(idx_folder, num_epochs=1), tmp_path / "s", asked, max_params=300)
+    assert [record["settings"]["network.blocks"] for record in records] == ["3/4"]
+    with pytest.raises(UserError, match=r"4 trials in a row .* more than --max_params 50"):
+        run(tiny(idx_folder), tmp_path / "none", asked, max_params=50)
+
+
+def test_ctrl_c_during_the_last_save_of_a_population(
+    idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All of its epochs are there; what comes after it does not begin."""
+    save, saved = Checkpoints.save, []
+
+    def interrupted(self: Checkpoints, *args: Any) -> None:
+        save(self, *args)
+        if not saved:
+            signal.raise_signal(signal.SIGINT)
+        saved.append(args)
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+    asked = {"network.blocks": "3/4,4/4"}
+    with pytest.raises(Stopped, match=r"after step 7 \(epoch 1 of 1\)"):
+        run(tiny(idx_folder, num_epochs=1), tmp_path / "s", asked)
+    assert len(saved) == 1
+
+
+def test_batches_of_one_where_a_batch_norm_has_one_value(idx_folder: Path, tmp_path: Path):
+    """Which torch.nn refuses too, only later."""
+    config = tiny(idx_folder, batch_size=71)  # of 640 images, 9 · 71 and one
+    words = r"config.batch_size is 71: 640 images leave a batch of one .* of 1×1"
+    with pytest.raises(UserError, match=words):
+        run(config, tmp_path / "s", {"network.blocks": "3/4,3/3/3/3/3"})
+    config.network.blocks = "3/3/3/3/3"
+    with pytest.raises(UserError, match=words):
+        train.run(config, tmp_path / "run")
+    config.drop_remainder = True
+    assert Cohort.of([config], 640).schedules
+
+
 def test_divergence_is_a_result(idx_folder: Path, tmp_path: Path):
     """A member that diverges does not stop the others, nor change them."""
     config = tiny(idx_folder)

@@ -262,7 +262,9 @@ def test_a_journal_file_will_do(tmp_path: Path):
     assert len(searches[0].records()) == 4
 
 
-@pytest.mark.parametrize("storage", ["sqlite:////nowhere/x.db", "nosuch://x", "/nowhere/x.log"])
+@pytest.mark.parametrize(
+    "storage", ["sqlite:////nowhere/x.db", "nosuch://x", "/full/version/x.log"]
+)
 def test_storages_that_cannot_be_used(storage: str):
     with pytest.raises(UserError, match="--storage") as raised:
         Search(storage, "sweep", order(), "a")

@@ -334,17 +334,24 @@ def test_the_example_of_the_package():
 
 
 @pytest.mark.long
-def test_the_readme_example_works_as_it_stands(
+def test_the_readme_examples_work_as_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    root = Path(__file__).parents[1]
+    text = (root / "README.md").read_text()
+    here, in_torch = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(here, "README.md", "exec"), {})
     said = capsys.readouterr().out
     (right,) = re.findall(r"^model3: (9,\d\d\d) of 10,000 right$", said, re.MULTILINE)
     assert right in ("9,953", "9,954", "9,955", "9,956", "9,957")
     assert said.count("6,584") >= 2
+    jaxmnist.save(jaxmnist.load("model3"), "model3.pth")
+    monkeypatch.syspath_prepend(root)
+    names: dict[str, Any] = {}
+    exec(compile(in_torch, "README.md", "exec"), names)
+    digits_N = names["logits"].argmax(1).numpy()
+    assert abs((digits_N == names["test"].labels_N).sum() - int(right.replace(",", ""))) <= 1
     assert (tmp_path / "tiny.html").stat().st_size > 40_000
 
 

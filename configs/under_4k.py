@@ -26,7 +26,6 @@ def get_config() -> Config:
 
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.4
-    config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 3e-4
 

@@ -182,7 +182,7 @@ def report(file: Path) -> None:
     lines = read(file)
     print(table(lines))
     print("\n".join(["", *comparison(lines), ""]))
-    for recipe in published.load_all():
+    for recipe in recipes.names():
         if sentence := measured(lines, recipe):
             print(f"configs/{recipe}.py: {sentence}")
     draw(lines, FIGURE)

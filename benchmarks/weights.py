@@ -14,6 +14,8 @@ from pathlib import Path
 import jaxmnist
 from jaxmnist import data, recipes, sources
 
+_SETS = {"train/test": "test", "train/val": "validation"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains and packs the networks.")
@@ -33,7 +35,7 @@ def main() -> None:
         classifier.metadata["test_correct"] = str(correct)
         jaxmnist.save(classifier, sources.WEIGHTS / f"{name}.safetensors")
         known = classifier.metadata
-        accuracy = f"{float(known['final_accuracy']):.2f} % ({classifier.config.split})"
+        accuracy = f"{float(known['final_accuracy']):.2f} % ({_SETS[classifier.config.split]})"
         print(f"| `{name}` | {int(known['params']):,} | {accuracy} | {correct:,} |", flush=True)
 
 

@@ -129,6 +129,7 @@ FRONTIER = {  # parameters
     "under_2k": 1_803,
     "under_4k": 3_744,
     "under_8k": 7_685,
+    "under_20k": 15_038,
 }
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 every_budget = pytest.mark.parametrize("name", FRONTIER)

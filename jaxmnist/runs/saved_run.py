@@ -72,9 +72,8 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
         except UserError:
             if (folder / str(step)).exists():
                 raise
-            return load(
-                workdir, checkpoint, seed
-            )  # the run goes on and has left it for a newer one
+            # The run goes on and has left it for a newer one.
+            return load(workdir, checkpoint, seed)
     rows = {(row["seed"], row["epoch"]): row for row in record.rows if not record.partial}
     state = jax.tree.map(lambda leaf: leaf[index], states)
     place, row = f"epoch {record.epoch}", rows.get((seed, record.epoch))

@@ -6,42 +6,46 @@ if __name__ == "__main__":
     signals.die_of_ctrl_c()  # the imports below take seconds
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 
-from jaxmnist import cli, data
+from jaxmnist import cli, data, sources
+from jaxmnist.classifier import Classifier
 from jaxmnist.errors import UserError
-from jaxmnist.runs import saved_run
-from jaxmnist.training.engine import Images
 
 _USAGE = """Scores a trained network on every image of a data set.
 
-  python -m jaxmnist.evaluate --workdir DIR [--checkpoint best|last|EPOCH] [--dataset ...]
+  python -m jaxmnist.evaluate --workdir runs/model3
+  python -m jaxmnist.evaluate --from model3 --split train/test
 
   --workdir DIR       a run, as jaxmnist.main or jaxmnist.convert writes it
-  --checkpoint WHICH  best (by evaluation accuracy, on average over the seeds), last (the
+  --from SOURCE       in its place a .safetensors file that jaxmnist.convert wrote, or a network
+                      that comes with the package:
+                      {packaged}
+  --checkpoint WHICH  of a run: best (by evaluation accuracy, on average over the seeds), last (the
                       default) or an epoch
-  --dataset DATASET   'mnist', a folder of IDX files or 'tfds:NAME'; default: the run's own
-  --split SPLIT       train/test scores the test set, train/val the 10,000 images held out of the
-                      training set; default: the run's own
   --seed SEED         which of the run's seeds; default: the first
+  --dataset DATASET   'mnist', a folder of IDX files or 'tfds:NAME'; default: what the network's
+                      recipe says
+  --split SPLIT       train/test scores the test set, train/val the 10,000 images held out of the
+                      training set; default: what the network's recipe says
   --json              print one object (loss, accuracy, correct, total, per_class) and nothing else
 """
 
 _FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run.", flag_values=_FLAGS)
+_FROM = flags.DEFINE_string("from", None, "A network that is no run.", flag_values=_FLAGS)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "last", "best, last or an epoch.", flag_values=_FLAGS
 )
-_DATASET = flags.DEFINE_string("dataset", None, "Default: the run's own.", flag_values=_FLAGS)
-_SPLIT = flags.DEFINE_string("split", None, "Default: the run's own.", flag_values=_FLAGS)
+_DATASET = flags.DEFINE_string("dataset", None, "Default: the recipe's.", flag_values=_FLAGS)
+_SPLIT = flags.DEFINE_string("split", None, "Default: the recipe's.", flag_values=_FLAGS)
 _SEED = flags.DEFINE_integer("seed", None, "Default: the run's first.", flag_values=_FLAGS)
 _JSON = flags.DEFINE_bool(
     "json", False, "Print one JSON object and nothing else.", flag_values=_FLAGS
@@ -82,28 +86,43 @@ def _text(result: dict[str, Any], labels_N: np.ndarray, predictions_N: np.ndarra
 
 def _parse(argv: list[str]) -> None:
     cli.parse_flags(argv, _FLAGS)
-    if _WORKDIR.value is None:
-        raise UserError("--workdir is missing: name a run, for example runs/model3")
+    if _WORKDIR.value is None and _FROM.value is None:
+        raise UserError(
+            "--workdir is missing: name a run, for example runs/model3, or with --from a network "
+            "that comes with the package"
+        )
+    if _WORKDIR.value is not None and _FROM.value is not None:
+        raise UserError("--workdir and --from are both given: name one network")
+
+
+def _load() -> Classifier:
+    if _FROM.value is not None:
+        return sources.load(_FROM.value, None, _CHECKPOINT.value or "last", _SEED.value)
+    folder = Path(os.path.expanduser(_WORKDIR.value or ""))
+    return sources.load_run(folder, _CHECKPOINT.value or "last", _SEED.value)
+
+
+def _loss(logits_NK: np.ndarray, labels_N: np.ndarray, label_smoothing: float) -> float:
+    """The mean cross-entropy, with the label smoothing of the training."""
+    targets_NK = optax.smooth_labels(jax.nn.one_hot(labels_N, 10), label_smoothing)
+    return float(optax.softmax_cross_entropy(logits_NK, targets_NK).mean())
 
 
 def _evaluate() -> None:
-    workdir = Path(os.path.expanduser(_WORKDIR.value or ""))
-    run = saved_run.load(workdir, _CHECKPOINT.value or "last", _SEED.value)
-    dataset = _DATASET.value or run.config.dataset
-    _, eval_data = data.load(dataset, _SPLIT.value or run.config.split)
-    eval_set = Images(jnp.asarray(eval_data.images_NHW), jnp.asarray(eval_data.labels_N))
-    evaluation = jax.jit(run.engine.evaluate)(run.state, run.member, eval_set)
-    predictions_N = np.asarray(evaluation.predictions_N)
-    loss = float(evaluation.loss)
-    if not math.isfinite(loss):
-        raise UserError(f"{workdir} has a loss of {loss}: its weights are damaged")
+    network = _load()
+    dataset = _DATASET.value or network.config.dataset
+    split = _SPLIT.value or network.config.split
+    _, eval_data = data.load(dataset, split)
+    logits_NK = network.logits(eval_data.images_NHW)
+    predictions_N = logits_NK.argmax(1)
+    loss = _loss(logits_NK, eval_data.labels_N, network.config.label_smoothing)
     result = scores(eval_data.labels_N, predictions_N, loss)
     if _JSON.value:
         print(json.dumps(result))
         return
-    print(f"{run.config.model}, {run.place}, seed {run.member.seed}, on {dataset}")
+    print(f"{network.config.model}, {network.source}, on {dataset}, {split}")
     print(_text(result, eval_data.labels_N, predictions_N))
 
 
 if __name__ == "__main__":
-    cli.run(_evaluate, _parse, _USAGE)
+    cli.run(_evaluate, _parse, _USAGE.format(packaged=cli.listed(sources.packaged(), 22)))

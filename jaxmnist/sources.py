@@ -57,25 +57,30 @@ def load(
     if not a_file and recipe is not None:
         raise UserError(f"{source} has a recipe of its own: leave --config, or recipe=, out")
     if not a_file and source and os.path.exists(path):
-        return _of_run(path, str(checkpoint), seed)
+        return load_run(path, str(checkpoint), seed)
     if (checkpoint, seed) != ("last", None):
         raise UserError(f"{source} is no run: leave checkpoint and seed out, it is one network")
     if a_file:
-        return _of_weights(path, recipe)
+        return _of_weights(path, recipe, str(path))
     if os.fspath(source) in packaged():
-        return _of_weights(WEIGHTS / f"{source}.safetensors", None)
+        return _of_weights(WEIGHTS / f"{source}.safetensors", None, f"the packaged {source}")
     raise UserError(
         f"{os.fspath(source)!r} is no trained network: name a run's folder, a file that ends in "
         f"{', '.join(torch_weights.SUFFIXES)}, or one of {', '.join(packaged())}"
     )
 
 
-def _of_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
+def load_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
+    """One seed's network out of a run's checkpoint.
+
+    Raises:
+      UserError: where there is no such run, checkpoint or seed.
+    """
     from jaxmnist.runs import saved_run
 
     run = saved_run.load(folder, checkpoint, seed)
     alone = run.config.copy_and_resolve_references()
-    alone.seed, alone.num_seeds = int(run.config.seed if seed is None else seed), 1
+    alone.seed, alone.num_seeds = run.seed, 1
     metadata = {"seed": alone.seed, "epoch": run.epoch, "step": run.state.step}
     metadata["config"] = alone.to_json()
     if name := packaged_recipe(run.config):
@@ -86,12 +91,12 @@ def _of_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
         run.config,
         run.state.params,
         run.state.batch_stats,
-        f"{folder}, {run.place}, seed {run.member.seed}",
+        f"{folder}, {run.place}, seed {run.seed}",
         {name: str(value) for name, value in metadata.items()},
     )
 
 
-def _of_weights(file: Path, recipe: Recipe | None) -> Classifier:
+def _of_weights(file: Path, recipe: Recipe | None, called: str) -> Classifier:
     weights, metadata = torch_weights.read(file), torch_weights.read_metadata(file)
     if recipe is not None:
         config, metadata = _configuration(recipe), {}
@@ -111,7 +116,7 @@ def _of_weights(file: Path, recipe: Recipe | None) -> Classifier:
         params, batch_stats, _ = torch_weights.from_state_dict(network, weights, in_order=in_order)
     except UserError as error:
         raise UserError(f"{file} does not fit {config.model}: {error}") from error
-    return Classifier(config, params, batch_stats, str(file), metadata)
+    return Classifier(config, params, batch_stats, called, metadata)
 
 
 def packaged_recipe(config: Config) -> str | None:
@@ -148,7 +153,7 @@ def train(
                 raise KeyboardInterrupt(*([str(stopped)] if keep else [])) from None
             raise SystemExit(128 + stopped.cause) from None
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return _of_run(folder, "last", None), rows
+        return load_run(folder, "last", None), rows
 
 
 def _configuration(recipe: Recipe, fields: Mapping[str, Any] | None = None) -> Config:

@@ -36,7 +36,7 @@ from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import UserError
 from jaxmnist.export import files
 from jaxmnist.networks import models
-from jaxmnist.runs import saved_run, train
+from jaxmnist.runs import assemble, saved_run, train
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.workdir import Workdir
 
@@ -61,7 +61,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 def outputs_of_run(run: saved_run.SavedRun, images_NHW: np.ndarray, *, log: bool) -> np.ndarray:
     """Logits, or log-probabilities."""
-    apply = jax.jit(run.engine.network().apply, static_argnames="train")
+    apply = jax.jit(assemble.engine(run.config).network().apply, static_argnames="train")
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
     logits = apply(variables, jnp.asarray(images_NHW), train=False)
     return np.asarray(jax.nn.log_softmax(logits) if log else logits)
@@ -90,7 +90,7 @@ def test_torch_to_run_and_back(model: str, tmp_path: Path, mnist):
     )
     assert not by_order
     run = saved_run.load(tmp_path / "run")
-    assert (run.epoch, int(run.state.step), run.member.seed) == (0, 0, 0)
+    assert (run.epoch, int(run.state.step), run.seed) == (0, 0, 0)
     assert saved_run.load(tmp_path / "run", "best").epoch == 0
     assert_equal_outputs(network, run, mnist[1])
     # Batches that the run has not seen itself are not counted.
@@ -127,7 +127,7 @@ def test_run_to_torch_and_back(trained: Path, seed: int, suffix: str, tmp_path: 
 
     convert.import_weights(file, tmp_path / "run", recipe("compact_tiny", seed=seed))
     back = saved_run.load(tmp_path / "run")
-    assert back.member.seed == seed
+    assert back.seed == seed
     for found, expected in (
         (back.state.params, run.state.params),
         (back.state.batch_stats, run.state.batch_stats),
@@ -518,7 +518,7 @@ def test_command_imports(outcomes: Mapping[str, Outcome], material: Path):
         "",
     )
     run = saved_run.load(material / "imported")
-    assert (run.config.recipe, run.member.seed, run.epoch) == ("model3", 7, 0)
+    assert (run.config.recipe, run.seed, run.epoch) == ("model3", 7, 0)
 
 
 def test_command_exports(outcomes: Mapping[str, Outcome], material: Path):

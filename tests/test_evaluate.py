@@ -19,6 +19,7 @@ import pytest
 from populations import members_of
 from saved_runs import cut, make_run, tiny_config, tiny_run
 
+import jaxmnist
 from jaxmnist import data, evaluate
 from jaxmnist.errors import UserError
 from jaxmnist.runs import assemble, saved_run
@@ -78,7 +79,7 @@ def test_agrees_with_the_training(trained: Path, checkpoint: str, seed: int | No
 
 def independent_scores(run: saved_run.SavedRun, part: data.Dataset) -> dict[str, Any]:
     """All images in one batch, the rest in NumPy."""
-    apply = jax.jit(run.engine.network().apply, static_argnames="train")
+    apply = jax.jit(assemble.engine(run.config).network().apply, static_argnames="train")
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
     logits = apply(variables, jnp.asarray(part.images_NHW), train=False)
     logits_NK = np.asarray(logits, np.float64)
@@ -121,7 +122,7 @@ def test_text_shows_the_confusion(trained: Path, tmp_path: Path, mnist, score):
     args = ("--workdir", trained, "--dataset", folder, "--seed", "5", "--checkpoint", "2")
     text, result = score(*args), json.loads(score(*args, "--json"))
     first, second, *rest = text.splitlines()
-    assert first == f"compact_tiny, epoch 2, seed 5, on {folder}"
+    assert first == f"compact_tiny, {trained}, epoch 2, seed 5, on {folder}, train/test"
     assert second == (
         f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.2f} %: "
         f"{result['correct']} of 203 right"
@@ -186,7 +187,7 @@ def test_weights_that_give_no_numbers(trained: Path, score, monkeypatch: pytest.
         return run._replace(state=run.state.replace(params=params))
 
     monkeypatch.setattr(saved_run, "load", damaged)
-    with pytest.raises(UserError, match="has a loss of nan: its weights are damaged"):
+    with pytest.raises(UserError, match="gives no finite logits: its weights are damaged"):
         score("--workdir", trained, "--json")
 
 
@@ -199,14 +200,39 @@ def test_a_checkpoint_within_an_epoch_is_called_so(trained: Path, tmp_path: Path
         partial = PartialEpoch(1, 64, 1.0, [0.1, 0.1], [60.0, 60.0])
         checkpoints.save(5, states, record._replace(partial=partial))
     shutil.rmtree(workdir / "checkpoints" / "6")
-    said = score("--workdir", workdir)
-    assert said.startswith("compact_tiny, in epoch 3, after 1 steps of it, seed 4, on mnist\n")
+    said = score("--workdir", workdir).splitlines()[0]
+    assert said == (
+        f"compact_tiny, {workdir}, in epoch 3, after 1 steps of it, seed 4, on mnist, train/test"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "right"),
+    [("model3", "train/test", 9_955), ("compact_tiny", "train/val", 9_872)],
+)
+def test_a_packaged_network(name: str, split: str, right: int, score):
+    """On what its recipe says; README's accuracies, rounding apart."""
+    first, second, *_ = score("--from", name).splitlines()
+    assert first == f"{name}, the packaged {name}, on mnist, {split}"
+    found = re.search(r"accuracy (.*) %: (.*) of 10,000 right", second)
+    assert found
+    assert int(found[2].replace(",", "")) == pytest.approx(right, abs=1)
+
+
+def test_a_file_of_weights(trained: Path, tmp_path: Path, score):
+    jaxmnist.save(jaxmnist.load(trained, checkpoint=2, seed=5), tmp_path / "mine.safetensors")
+    alone = json.loads(score("--from", tmp_path / "mine.safetensors", "--json"))
+    assert alone == json.loads(score("--workdir", trained, "--checkpoint=2", "--seed=5", "--json"))
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         ((), "--workdir is missing"),
+        (("--workdir=RUN", "--from=model3"), "--workdir and --from are both given"),
+        (("--from=model4",), "'model4' is no trained network"),
+        (("--from=model3", "--seed=1"), "model3 is no run"),
+        (("--from=model3", "--checkpoint=best"), "model3 is no run"),
         (("--workdir=RUN", "--checkpoint=1"), r"--checkpoint is '1'.*\(2, 3\)"),
         (("--workdir=RUN", "--checkpoint=newest"), r"--checkpoint is 'newest'.*\(2, 3\)"),
         (("--workdir=RUN", "--seed=6"), "--seed is 6: .* 4 to 5"),
@@ -283,7 +309,7 @@ def test_command_prints_one_object(outcomes: Mapping[str, Outcome]):
 
 
 def test_help_names_every_flag():
-    for name in ("workdir", "checkpoint", "dataset", "split", "seed", "json"):
+    for name in ("workdir", "from", "checkpoint", "dataset", "split", "seed", "json"):
         assert name in evaluate._FLAGS
         assert f"  --{name} " in evaluate._USAGE
 

@@ -1,4 +1,4 @@
-"""A run read back from its workdir: configuration, engine, one seed's state."""
+"""A run read back from its workdir: configuration, one seed's state."""
 
 import contextlib
 import sys
@@ -13,17 +13,14 @@ from jaxmnist.runs import assemble
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
 from jaxmnist.runs.workdir import CHECKPOINTS, Row, read_config
-from jaxmnist.training.engine import Engine, TrainState, over_members
-from jaxmnist.training.population import Member
+from jaxmnist.training.engine import TrainState, over_members
 
 
 class SavedRun(NamedTuple):
     """What a checkpoint of a run holds, for one of its seeds."""
 
     config: Config
-    engine: Engine
-    member: Member
-    """Its schedule is a placeholder."""
+    seed: int
     epoch: int
     """Epochs that are finished."""
     place: str
@@ -54,9 +51,7 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
             f"--seed is {seed}: {workdir} has the seeds {config.seed} to "
             f"{config.seed + config.num_seeds - 1}"
         )
-    engine = assemble.engine(config)
-    schedule = assemble.schedule(config, steps_per_epoch=1)
-    member = assemble.member(config, schedule, seed)
+    schedule = assemble.schedule(config, steps_per_epoch=1)  # a placeholder
     members = Cohort((config,), (schedule,)).members()
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
@@ -66,7 +61,7 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
         for line in checkpoints.damaged:
             print(f"note: {line}", file=sys.stderr)
         record = checkpoints.record(step)
-        abstract_states = jax.eval_shape(over_members(engine.init), members)
+        abstract_states = jax.eval_shape(over_members(assemble.engine(config).init), members)
         try:
             states = checkpoints.restore_networks(step, abstract_states)
         except UserError:
@@ -79,7 +74,7 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
     place, row = f"epoch {record.epoch}", rows.get((seed, record.epoch))
     if record.partial:
         place = f"in epoch {record.epoch + 1}, after {record.partial.steps} steps of it"
-    return SavedRun(config, engine, member, record.epoch, place, row, state)
+    return SavedRun(config, seed, record.epoch, place, row, state)
 
 
 def _find(checkpoints: Checkpoints, name: str, workdir: Path) -> int:

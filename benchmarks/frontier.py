@@ -198,7 +198,7 @@ def draw(lines: Sequence[Line], file: Path) -> None:
     axes.set_yscale("log")
     axes.invert_yaxis()
     low, high = sorted(axes.get_ylim())
-    ticks = [tick for tick in (96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8)]
+    ticks = (96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8)
     ticks = [tick for tick in ticks if low <= 100 - tick <= high]
     axes.set_yticks([100 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
     sizes = [300, 500, 1000, 2000, 4000, 8000, 20000]

@@ -3,7 +3,7 @@
     python -m jaxmnist.main --config configs/compact.py
 
 Less than 3 minutes on two CPU cores. Accuracy: published 99.25 % (best epoch);
-measured 99.43 % (final epoch, n = 1, seed 0), 99.47 % (best epoch).
+measured 99.367 ± 0.054 % (final epoch, n = 20), 99.392 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

@@ -134,6 +134,9 @@ FIELDS: dict[str, Field] = {
     "augment.translate": Field(0.0, "random shift by up to ± this share of the side", _RATE),
     "augment.scale": Field(0.0, "random scale by a factor of up to 1 ± this", _RATE),
     "augment.shear_degrees": Field(0.0, "random shear by up to ± this", _SHEAR),
+    "augment.elastic": Field(
+        0.0, "elastic distortion: torchvision's alpha, with sigma 5", _NOT_NEGATIVE
+    ),
     "mesh.seed": Field(0, "devices that share the seeds; 0 for what fits", _between(0, 10_000)),
     "mesh.data": Field(0, "devices that share each batch; 0 for what fits", _between(0, 10_000)),
     "checkpoint.every_epochs": Field(1, "epochs between checkpoints", _between(1, 10_000)),

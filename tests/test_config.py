@@ -55,6 +55,7 @@ BAD_VALUES = {
     "augment.translate": [-0.1, 1.0, math.nan],
     "augment.scale": [-0.1, 1.0, math.nan],
     "augment.shear_degrees": [-1.0, 90.0, math.nan],
+    "augment.elastic": [-1.0, math.nan, math.inf],
     "mesh.seed": [-1, 10_001],
     "mesh.data": [-1, 10_001],
     "checkpoint.every_epochs": [0],

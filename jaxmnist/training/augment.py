@@ -1,4 +1,4 @@
-"""Random affine transformations of uint8 images, on the device, while a batch is gathered.
+"""Random transformations of uint8 images, affine and elastic, while a batch is gathered.
 
 They are geometry only: the output pixel (y, x) is a copy of one input pixel or black, so a whole
 batch of augmented images is one gather from the training set, straight into the batch-minor layout.
@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxmnist.data import SIDE
 from jaxmnist.networks.ops import materialize
+
+ELASTIC_SIGMA = 5.0  # pixels, torchvision's default
 
 
 class Bounds(NamedTuple):
@@ -29,6 +32,8 @@ class Bounds(NamedTuple):
     """float (), a factor of up to 1 ± this."""
     shear_degrees: ArrayLike | None = None
     """float (), shear of the rows by up to ± this."""
+    elastic: ArrayLike | None = None
+    """float (), elastic distortion, torchvision's alpha: 50 moves pixels by about one."""
 
 
 class Transforms(NamedTuple):
@@ -42,6 +47,8 @@ class Transforms(NamedTuple):
     """float32, above 1 for larger digits."""
     shear_degrees_N: jax.Array | None = None
     """float32."""
+    noise_2HWN: jax.Array | None = None
+    """float32, rows (down, right), in pixels: smoothed, how far away each pixel comes from."""
 
 
 def random_transforms(key: jax.Array, count: int, bounds: Bounds) -> Transforms:
@@ -51,16 +58,19 @@ def random_transforms(key: jax.Array, count: int, bounds: Bounds) -> Transforms:
     ``RandomAffine(0, translate)``: a shift of up to ``translate`` times the side, in whole pixels.
     ``RandomAffine(0, scale=(1 - scale, 1 + scale), shear=shear_degrees)``: the same factor for both
     axes, and a shear along x.
+    ``ElasticTransform(elastic, ELASTIC_SIGMA)``: noise, uniform for every pixel and direction. Its
+    alpha is of a side of 2, which is why pixels have half of it.
     """
     angle_key, shift_key = jax.random.split(key)
     scale_key, shear_key = jax.random.split(jax.random.fold_in(key, 1))
+    noise_key = jax.random.fold_in(key, 2)
 
     def uniform(key: jax.Array, shape: tuple[int, ...], reach: ArrayLike) -> jax.Array:
         reach = jnp.asarray(reach, jnp.float32)
         return jax.random.uniform(key, shape, jnp.float32, -reach, reach)
 
     degrees_N, shift_2N = jnp.zeros(count, jnp.float32), jnp.zeros((2, count), jnp.float32)
-    scale_N = shear_degrees_N = None
+    scale_N = shear_degrees_N = noise_2HWN = None
     if bounds.rotate_degrees is not None:
         degrees_N = uniform(angle_key, (count,), bounds.rotate_degrees)
     if bounds.translate is not None:
@@ -70,15 +80,21 @@ def random_transforms(key: jax.Array, count: int, bounds: Bounds) -> Transforms:
         scale_N = 1 + uniform(scale_key, (count,), bounds.scale)
     if bounds.shear_degrees is not None:
         shear_degrees_N = uniform(shear_key, (count,), bounds.shear_degrees)
-    return Transforms(degrees_N, jnp.round(shift_2N).astype(jnp.int32), scale_N, shear_degrees_N)
+    if bounds.elastic is not None:
+        reach = jnp.asarray(bounds.elastic, jnp.float32) / 2
+        noise_2HWN = uniform(noise_key, (2, SIDE, SIDE, count), reach)
+    shift_2N = jnp.round(shift_2N).astype(jnp.int32)
+    return Transforms(degrees_N, shift_2N, scale_N, shear_degrees_N, noise_2HWN)
 
 
 def source_pixels(transforms: Transforms) -> jax.Array:
-    """Where each pixel of the images, sheared, scaled, rotated and then shifted, comes from.
+    """Where each pixel of the images comes from.
+
+    They are sheared, scaled, rotated, shifted and then distorted.
 
     Rotation is counter-clockwise about the centre (13.5, 13.5), nearest neighbour, as torchvision's
     ``rotate`` and torch's ``affine_grid`` + ``grid_sample`` (zeros, align_corners=False). Shear and
-    scale are those of torchvision's ``affine``.
+    scale are those of torchvision's ``affine``, distortions those of its ``elastic_transform``.
 
     Returns:
       pixel_HWN: int32, the row-major index of the source pixel; -1 for those that come from outside
@@ -101,9 +117,14 @@ def source_pixels(transforms: Transforms) -> jax.Array:
 
     centre = (SIDE - 1) / 2
     grid = jnp.arange(SIDE, dtype=jnp.float32)
-    y, x = grid[:, None, None] - down, grid[None, :, None] - right  # (H, 1, N) and (1, W, N)
-    # The shift moves the transformed image as it was cropped to the frame: hence two range checks.
-    inside_HWN = _in_frame(y) & _in_frame(x)
+    y, x = grid[:, None, None], grid[None, :, None]  # (H, 1, 1) and (1, W, 1)
+    if transforms.noise_2HWN is not None:
+        away_2HWN = _smooth(transforms.noise_2HWN)
+        y, x = y + away_2HWN[0], x + away_2HWN[1]
+    within = _in_frame(y) & _in_frame(x)
+    y, x = y - down, x - right
+    # What is moved was cropped to the frame each time: hence the checks.
+    inside_HWN = within & _in_frame(y) & _in_frame(x)
     dy, dx = y - centre, x - centre
     source_y_HWN = jnp.round(yx * dx + yy * dy + centre)
     source_x_HWN = jnp.round(xx * dx + xy * dy + centre)
@@ -112,8 +133,21 @@ def source_pixels(transforms: Transforms) -> jax.Array:
     return materialize(pixel_HWN.astype(jnp.int32))
 
 
+def _smooth(noise_2HWN: jax.Array) -> jax.Array:
+    """A Gaussian blur of each plane, as torchvision's: reflected at the borders, cut at 4 sigma."""
+    offsets = np.arange(-int(4 * ELASTIC_SIGMA), int(4 * ELASTIC_SIGMA) + 1)
+    weights = np.exp(-0.5 * (offsets / ELASTIC_SIGMA) ** 2)
+    source = np.abs(np.arange(SIDE)[:, None] + offsets)
+    source = np.minimum(source, 2 * (SIDE - 1) - source)
+    blur = np.zeros((SIDE, SIDE), np.float32)
+    np.add.at(blur, (np.arange(SIDE)[:, None], source), weights / weights.sum())
+    rows_2HWN = jnp.einsum("yh,chwn->cywn", blur, noise_2HWN, precision="highest")
+    return materialize(jnp.einsum("xw,cywn->cyxn", blur, rows_2HWN, precision="highest"))
+
+
 def _in_frame(coordinate: jax.Array) -> jax.Array:
-    return (coordinate >= 0) & (coordinate < SIDE)
+    """Whether the nearest pixel, of two the even one, is in the image."""
+    return (coordinate >= -0.5) & (coordinate < SIDE - 0.5)
 
 
 def gather(

@@ -74,6 +74,7 @@ def trained(mnist: tuple[data.Dataset, data.Dataset]) -> Train:
                 "optimizer.learning_rate": 1e-3,
                 "augment.rotate_degrees": 10.0,
                 "augment.translate": 0.1,
+                "augment.elastic": 30.0,
             }
         )
         with target.form(form):

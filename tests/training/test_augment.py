@@ -203,12 +203,63 @@ def test_affine_transformations_are_those_of_torchvision(mnist):
     assert (images_NHW != expected_NHW).mean() > 0.1
 
 
+def torchvision_elastic(images_NHW: np.ndarray, noise_2HWN: np.ndarray, sigma: float) -> np.ndarray:
+    """``ElasticTransform(alpha, sigma)`` without interpolation, of noise in pixels; in torch."""
+    noise_N2HW = torch.from_numpy(noise_2HWN).permute(3, 0, 1, 2).double()
+    reach = int(8 * sigma + 1) // 2
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / sigma) ** 2)
+    kernel = torch.outer(weights, weights)[None, None] / weights.sum() ** 2
+    padded = torch.nn.functional.pad(noise_N2HW, [reach] * 4, mode="reflect")
+    blurred = torch.nn.functional.conv2d(padded.flatten(0, 1)[:, None], kernel)
+    away_N2HW = blurred.view(noise_N2HW.shape) / 14  # torch's images are 2 wide
+    line = torch.linspace(-27 / 28, 27 / 28, 28).double()
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+    grid = grid + away_N2HW.flip(1).permute(0, 2, 3, 1)
+    images = torch.from_numpy(images_NHW).double()[:, None]
+    found = torch.nn.functional.grid_sample(images, grid, mode="nearest", align_corners=False)
+    return found[:, 0].numpy()
+
+
+def test_elastic_distortions_are_those_of_torchvision(mnist):
+    """Of white images, too, into which black comes from outside."""
+    rng, count = np.random.default_rng(2), 200
+    images_NHW = np.concatenate([mnist[0].images_NHW[:190], np.full((10, 28, 28), 255, np.uint8)])
+    noise_2HWN = rng.uniform(-25, 25, (2, 28, 28, count)).astype(np.float32)
+    still = jnp.zeros(count), jnp.zeros((2, count), jnp.int32)
+    drawn = Transforms(*still, noise_2HWN=jnp.asarray(noise_2HWN))
+    found_HWN = augment.gather(
+        jnp.asarray(images_NHW), jnp.arange(count), augment.source_pixels(drawn)
+    )
+    expected_NHW = torchvision_elastic(images_NHW, noise_2HWN, augment.ELASTIC_SIGMA)
+    assert (np.asarray(found_HWN).transpose(2, 0, 1) != expected_NHW).mean() < 1e-3
+    assert (images_NHW != expected_NHW).mean() > 0.05
+    assert (expected_NHW[190:] == 0).any()
+
+
+def test_distortion_comes_after_all_else(mnist):
+    """The same distortion of an image that was shifted before gives the same."""
+    rng, count = np.random.default_rng(3), 20
+    images_NHW = mnist[0].images_NHW[:count]
+    shift_2N = rng.integers(-9, 10, (2, count)).astype(np.int32)
+    noise_2HWN = jnp.asarray(rng.uniform(-25, 25, (2, 28, 28, count)), jnp.float32)
+
+    def distorted(images_NHW: np.ndarray, shift_2N: np.ndarray) -> np.ndarray:
+        drawn = Transforms(jnp.zeros(count), jnp.asarray(shift_2N), noise_2HWN=noise_2HWN)
+        pixel_HWN = augment.source_pixels(drawn)
+        return np.asarray(augment.gather(jnp.asarray(images_NHW), jnp.arange(count), pixel_HWN))
+
+    before_NHW = np.stack([shifted(*pair) for pair in zip(images_NHW, *shift_2N, strict=True)])
+    chex.assert_trees_all_equal(
+        distorted(images_NHW, shift_2N), distorted(before_NHW, 0 * shift_2N)
+    )
+
+
 # Random parameters.
 
 
 def parameters(seed: int, rotate_degrees: float, translate: float) -> tuple[np.ndarray, np.ndarray]:
     drawn = augment.random_transforms(prng.key(seed), COUNT, Bounds(rotate_degrees, translate))
-    assert drawn[2:] == (None, None)
+    assert drawn[2:] == (None, None, None)
     return np.asarray(drawn.degrees_N), np.asarray(drawn.shift_2N)
 
 
@@ -274,17 +325,41 @@ def test_scale_and_shear_are_uniform_and_independent(name, bound, low, high):
     values_N = np.asarray(getattr(drawn, f"{name}_N"))
     assert values_N.dtype == np.float32
     assert stats.kstest(values_N, "uniform", (low, high - low)).pvalue > 1e-3
-    every = np.vstack([np.asarray(leaf) for leaf in drawn])
+    every = np.vstack([np.asarray(leaf) for leaf in jax.tree.leaves(drawn)])
     assert np.abs(np.corrcoef(every)[np.triu_indices(5, 1)]).max() < 4 / COUNT**0.5
 
 
-def test_scale_and_shear_leave_the_other_draws_alone():
+def test_noise_of_distortions_is_uniform_and_independent():
+    """Of images, directions and neighbours; torchvision's alpha is twice its reach in pixels."""
+    count = 400
+    drawn = augment.random_transforms(prng.key(8), count, Bounds(7, 0.1, 0.1, 5.0, elastic=30.0))
+    assert drawn.noise_2HWN is not None
+    noise_2HWN = np.asarray(drawn.noise_2HWN)
+    chex.assert_shape(noise_2HWN, (2, 28, 28, count))
+    assert noise_2HWN.dtype == np.float32
+    assert stats.kstest(noise_2HWN.ravel()[:COUNT], "uniform", (-15, 30)).pvalue > 1e-3
+    down_HWN, right_HWN = noise_2HWN
+    pairs = [(down_HWN, right_HWN)]
+    for axis in range(3):
+        here, there = np.split(down_HWN[:, :, : count // 2 * 2], 2, axis)
+        pairs.append((here, there))
+    pairs.append((down_HWN[:, :-1], down_HWN[:, 1:]))
+    for here, there in pairs:
+        correlation = np.corrcoef(here.ravel(), there.ravel())[0, 1]
+        assert abs(correlation) < 4 / here.size**0.5
+    draws = np.vstack(jax.tree.leaves(drawn._replace(noise_2HWN=None)))
+    correlations = np.corrcoef(draws, noise_2HWN[:, 13, 13])[:5, 5:]
+    assert np.abs(correlations).max() < 4 / count**0.5
+
+
+@pytest.mark.parametrize("more", [{"scale": 0.2, "shear_degrees": 5.0}, {"elastic": 30.0}])
+def test_others_leave_the_draws_alone(more):
     key = prng.key(7)
-    plain, more = (
-        augment.random_transforms(key, COUNT, bounds)
-        for bounds in (Bounds(7, 0.1), Bounds(7, 0.1, 0.2, 5))
+    plain, found = (
+        augment.random_transforms(key, 500, bounds)
+        for bounds in (Bounds(7, 0.1), Bounds(7, 0.1, **more))
     )
-    chex.assert_trees_all_equal(plain[:2], more[:2])
+    chex.assert_trees_all_equal(plain[:2], found[:2])
 
 
 # Gathering.

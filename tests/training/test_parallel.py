@@ -186,6 +186,7 @@ def run(mnist: tuple[data.Dataset, data.Dataset]) -> Any:
                 "dropout": 0.1,
                 "augment.rotate_degrees": 10.0,
                 "augment.translate": 0.1,
+                "augment.elastic": 30.0,
                 "batch_size": 64,
                 "num_epochs": 6,
                 "optimizer.learning_rate": 0.00003,
@@ -356,7 +357,7 @@ def test_devices_share_an_evaluation(digits: Images, size: int, monkeypatch: pyt
 
 @needs_four_devices
 def test_devices_augment_their_part_as_the_whole(digits: Images):
-    fields: dict[str, Any] = {"augment.translate": 0.1}
+    fields: dict[str, Any] = {"augment.translate": 0.1, "augment.elastic": 30.0}
     whole, split, member = engines(**fields)
     index_SB = jnp.asarray(np.random.RandomState(0).permutation(512), jnp.int32).reshape(8, 64)
     state = jax.jit(whole.init)(member)

@@ -5,10 +5,9 @@
 
 --keep adds the trials of sweeps (python -m jaxmnist.sweep) to results/frontier.jsonl, a line each:
 settings are chosen there, on images held out of the training set. What the chosen recipes under_…
-reach on the test set is trained by study.py, short as the recipe says and long in LONG epochs:
+reach on the test set is trained by study.py; those whose name ends in _long may take 40 epochs:
 
     python benchmarks/study.py --recipes under_500 --seeds 20
-    python benchmarks/study.py --recipes under_500 --seeds 10 --epochs 40
 
 --report prints the tables of the README and draws figures/frontier.png, out of these files alone.
 """
@@ -32,7 +31,7 @@ from jaxmnist.config import FIELDS
 RESULTS = Path(__file__).parent / "results"
 TRIALS, STUDY = RESULTS / "frontier.jsonl", RESULTS / "study.jsonl"
 FIGURE = Path(__file__).parent / "figures" / "frontier.png"
-LONG = 40  # epochs
+LONG = "_long"  # the end of a recipe's name
 ABLATION = "ablation"
 _BLUE, _SKY, _GREY, _VERMILION = "#0072B2", "#56B4E9", "#555555", "#D55E00"
 
@@ -53,14 +52,14 @@ of one run. Those of the nine recipes are in jaxmnist.published."""
 
 
 def budgets() -> list[str]:
-    """The recipes of the frontier, the smallest first."""
+    """The recipes of the frontier, the smallest first, the long ones after the short ones."""
     names = [name for name in recipes.names() if name.startswith("under_")]
-    return sorted(names, key=budget)
+    return sorted(names, key=lambda name: (budget(name), name))
 
 
 def budget(recipe: str) -> int:
     """The parameters that it stays below: 2000 for under_2k."""
-    return int(recipe.removeprefix("under_").replace("k", "000"))
+    return int(recipe.removeprefix("under_").removesuffix(LONG).replace("k", "000"))
 
 
 def kept(workdir: Path) -> list[Line]:
@@ -105,26 +104,25 @@ class Point(NamedTuple):
         return str(Sample.of(self.accuracies))
 
 
-def point(lines: Sequence[Line], recipe: str, epochs: int | None = None) -> Point | None:
+def point(lines: Sequence[Line], recipe: str) -> Point | None:
     """None where there are not two runs."""
-    runs = study_report.runs(lines, recipe, epochs=epochs)
+    runs = study_report.runs(lines, recipe)
     if len(runs) < 2:
         return None
     return Point(runs[0]["params"], [run["final_accuracy"] for run in runs])
 
 
 def table(lines: Sequence[Line]) -> str:
-    """In Markdown, a row a recipe, with long runs in a column of their own where there are any."""
-    head = ["recipe", "parameters", "epochs", "test, final epoch, mean ± sd"]
-    short = {name: found for name in budgets() if (found := point(lines, name))}
-    long = {name: found for name in short if (found := point(lines, name, LONG))}
-    if long:
-        head.append(f"the same in {LONG} epochs")
-    rows = [head, ["---", *["--:"] * (len(head) - 1)]]
-    for name, found in short.items():
-        row = [f"`{name}`", f"{found.params:,}", str(recipes.load(name).num_epochs), str(found)]
-        rows.append([*row, str(long.get(name, ""))] if long else row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """In Markdown, a row a recipe of which there are two runs at least."""
+    rows = [
+        "| recipe | parameters | epochs | test, final epoch, mean ± sd |",
+        "| --- | --: | --: | --: |",
+    ]
+    for name in budgets():
+        if found := point(lines, name):
+            epochs = recipes.load(name).num_epochs
+            rows.append(f"| `{name}` | {found.params:,} | {epochs} | {found} |")
+    return "\n".join(rows)
 
 
 def ablations(trials: Sequence[Line]) -> str:
@@ -133,6 +131,8 @@ def ablations(trials: Sequence[Line]) -> str:
     for recipe in budgets():
         sweep = f"{ABLATION}_{recipe}"
         tried = [trial for trial in trials if f"{trial['sweep']}_".startswith(f"{sweep}_")]
+        if not recipe.endswith(LONG):
+            tried = [one for one in tried if not one["sweep"].startswith(f"{sweep}{LONG}")]
         base = next((trial for trial in tried if trial["sweep"] == sweep), None)
         if base:
             rows += [_ablation(recipe, trial, base) for trial in tried]
@@ -171,14 +171,12 @@ def draw(lines: Sequence[Line], file: Path) -> None:
     """Error rate against parameters, both logarithmic."""
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots()
-    short = {name: found for name in budgets() if (found := point(lines, name))}
-    long = [found for name in budgets() if (found := point(lines, name, LONG))]
-    epochs = sorted({recipes.load(name).num_epochs for name in short})
-    nine = {name: found for name in published.load_all() if (found := point(lines, name))}
-    _curve(axes, long, f"ours, {LONG} epochs", _SKY, "s")
-    label = f"ours, {' or '.join(map(str, epochs))} epochs"
-    _curve(axes, list(short.values()), label, _BLUE, "o")
-    _curve(axes, list(nine.values()), "published recipes, trained by us", _GREY, "o", join=False)
+    long = [name for name in budgets() if name.endswith(LONG)]
+    short = [name for name in budgets() if name not in long]
+    nine = list(published.load_all())
+    _curve(axes, lines, long, f"ours, {_epochs(long)} epochs", _SKY, "s")
+    _curve(axes, lines, short, f"ours, {_epochs(short)} epochs", _BLUE, "o")
+    _curve(axes, lines, nine, "published recipes, trained by us", _GREY, "o", join=False)
     claims = [
         *CLAIMS,
         *((p["params"], p["best_accuracy"]) for p in published.load_all().values()),
@@ -215,14 +213,16 @@ def draw(lines: Sequence[Line], file: Path) -> None:
 
 def _curve(
     axes: Axes,
-    points: Sequence[Point],
+    lines: Sequence[Line],
+    names: Sequence[str],
     label: str,
     colour: str,
     marker: str,
     *,
     join: bool = True,
 ) -> None:
-    """Means of final epochs with their 95 % intervals."""
+    """Means of the recipes' final epochs with their 95 % intervals."""
+    points = [found for name in names if (found := point(lines, name))]
     if not points:
         return
     errors = [100 - np.mean(found.accuracies) for found in points]
@@ -230,6 +230,11 @@ def _curve(
     style = f"-{marker}" if join else marker
     sizes = [found.params for found in points]
     axes.errorbar(sizes, errors, halves, fmt=style, color=colour, ms=5, capsize=2, label=label)
+
+
+def _epochs(names: Sequence[str]) -> str:
+    """15 or 20."""
+    return " or ".join(map(str, sorted({recipes.load(name).num_epochs for name in names})))
 
 
 def report() -> None:

@@ -2,13 +2,11 @@
 
     python benchmarks/study.py [--recipes model3 compact …] [--seeds 20]
     python benchmarks/study.py --peer torch --recipes model3 --seeds 16
-    python benchmarks/study.py --recipes under_500 --epochs 40 --seeds 10
     python benchmarks/study.py --report
 
 Trains what the file lacks: seeds 0 to N-1 of each recipe, as jaxmnist.main does, some at a time in
 one program; with --peer torch the same recipe in PyTorch, a seed in a process of one thread on each
-core. --epochs trains longer or shorter than the recipe says. It goes on after any interruption. Let
-nothing else run beside it.
+core. It goes on after any interruption. Let nothing else run beside it.
 
 --report prints the table of the README and draws figures/study.png, out of the file alone. Lines of
 another version of the package are kept there and not mixed in: the newest version counts.
@@ -31,6 +29,7 @@ from machine import hardware
 import jaxmnist
 from jaxmnist import published, recipes
 from jaxmnist.config import architecture
+from jaxmnist.errors import OneLineError
 from jaxmnist.networks import analyze, models, target
 from jaxmnist.runs import train
 from jaxmnist.training import parallel
@@ -71,8 +70,8 @@ def add(new: Line) -> None:
         os.fsync(file.fileno())
 
 
-def missing(recipe: str, seeds: int, peer: str, epochs: int) -> list[int]:
-    runs = study_report.runs(study_report.read(RESULTS), recipe, peer, epochs)
+def missing(recipe: str, seeds: int, peer: str) -> list[int]:
+    runs = study_report.runs(study_report.read(RESULTS), recipe, peer)
     done = {run["seed"] for run in runs if run["version"] == jaxmnist.__version__}
     return [seed for seed in range(seeds) if seed not in done]
 
@@ -88,19 +87,16 @@ def blocks(seeds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
         rest = rest[count:]
 
 
-def study_jaxmnist(names: Sequence[str], seeds: int, epochs: int | None, workdir: Path) -> None:
+def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
     parallel.use_every_core()
     # One more seed of each device than fits at once would wait for all the others.
     together = target.current().members * max(2, jax.device_count())
     for recipe in names:
         config = recipes.load(recipe)
-        config.num_epochs = epochs or config.num_epochs
         layers = analyze.summarize(models.build(architecture(config)))
-        todo = missing(recipe, seeds, "jaxmnist", config.num_epochs)
-        for first, count in blocks(todo, together):
+        for first, count in blocks(missing(recipe, seeds, "jaxmnist"), together):
             config.seed, config.num_seeds = first, count
-            name = f"{recipe}-{first}-{count}" + (f"-{epochs}-epochs" if epochs else "")
-            folder = workdir / jaxmnist.__version__ / name
+            folder = workdir / jaxmnist.__version__ / f"{recipe}-{first}-{count}"
             train.run(config.copy_and_resolve_references(), folder)
             rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
             for seed in range(first, first + count):
@@ -114,11 +110,7 @@ def study_jaxmnist(names: Sequence[str], seeds: int, epochs: int | None, workdir
 def study_torch(names: Sequence[str], seeds: int) -> None:
     import study_torch as peer
 
-    tasks = [
-        (recipe, seed)
-        for recipe in names
-        for seed in missing(recipe, seeds, "torch", recipes.load(recipe).num_epochs)
-    ]
+    tasks = [(recipe, seed) for recipe in names for seed in missing(recipe, seeds, "torch")]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
         for run in pool.imap_unordered(peer.run, tasks):
             add(line(*run) | {"peer": "torch"})
@@ -130,7 +122,6 @@ def main() -> None:
     names = list(published.load_all())
     parser.add_argument("--recipes", nargs="*", choices=recipes.names(), default=names)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--epochs", type=int, help="default: as many as the recipe says")
     parser.add_argument("--peer", choices=["jaxmnist", "torch"], default="jaxmnist")
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"))
     parser.add_argument("--report", action="store_true")
@@ -138,13 +129,13 @@ def main() -> None:
     if arguments.report:
         study_report.report(RESULTS)
     elif arguments.peer == "torch":
-        if arguments.epochs:
-            parser.error("--epochs is not for torch")
         study_torch(arguments.recipes, arguments.seeds)
     else:
-        epochs, workdir = arguments.epochs, arguments.workdir
-        study_jaxmnist(arguments.recipes, arguments.seeds, epochs, workdir)
+        study_jaxmnist(arguments.recipes, arguments.seeds, arguments.workdir)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except OneLineError as error:
+        sys.exit(str(error))

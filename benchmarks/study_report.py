@@ -26,18 +26,14 @@ def read(file: Path) -> list[Line]:
     return [json.loads(text) for text in file.read_text().splitlines()]
 
 
-def runs(
-    lines: Sequence[Line], recipe: str, peer: str = "jaxmnist", epochs: int | None = None
-) -> list[Line]:
-    """Those of a recipe, of the newest version of the package that there is.
+def runs(lines: Sequence[Line], recipe: str, peer: str = "jaxmnist") -> list[Line]:
+    """Those as long as a recipe says, of the newest version of the package that there is.
 
     Args:
       peer: what trained them, jaxmnist or torch.
-      epochs: how long; None for as long as the recipe says.
     """
-    epochs = epochs or int(recipes.load(recipe).num_epochs)
-    found = [one for one in lines if (one["recipe"], one["peer"]) == (recipe, peer)]
-    found = [one for one in found if one["epochs"] == epochs]
+    kind = recipe, peer, recipes.load(recipe).num_epochs
+    found = [one for one in lines if (one["recipe"], one["peer"], one["epochs"]) == kind]
 
     def number(line: Line) -> tuple[int, ...]:
         return tuple(map(int, line["version"].split(".")))

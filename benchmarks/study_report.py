@@ -27,7 +27,7 @@ def read(file: Path) -> list[Line]:
 
 
 def runs(lines: Sequence[Line], recipe: str, peer: str = "jaxmnist") -> list[Line]:
-    """Those as long as a recipe says, of the newest version of the package that there is.
+    """Those of a recipe, as long as it says, of the newest version of the package that there is.
 
     Args:
       peer: what trained them, jaxmnist or torch.

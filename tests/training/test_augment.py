@@ -237,7 +237,7 @@ def test_elastic_distortions_are_those_of_torchvision(mnist):
 
 
 def test_distortion_comes_after_all_else(mnist):
-    """The same distortion of an image that was shifted before gives the same."""
+    """Shifted and distorted at once is what a distortion makes of the shifted image."""
     rng, count = np.random.default_rng(3), 20
     images_NHW = mnist[0].images_NHW[:count]
     shift_2N = rng.integers(-9, 10, (2, count)).astype(np.int32)
@@ -339,11 +339,8 @@ def test_noise_of_distortions_is_uniform_and_independent():
     assert noise_2HWN.dtype == np.float32
     assert stats.kstest(noise_2HWN.ravel()[:COUNT], "uniform", (-15, 30)).pvalue > 1e-3
     down_HWN, right_HWN = noise_2HWN
-    pairs = [(down_HWN, right_HWN)]
-    for axis in range(3):
-        here, there = np.split(down_HWN[:, :, : count // 2 * 2], 2, axis)
-        pairs.append((here, there))
-    pairs.append((down_HWN[:, :-1], down_HWN[:, 1:]))
+    pairs = [(down_HWN, right_HWN), (down_HWN[:, :-1], down_HWN[:, 1:])]
+    pairs += [np.split(down_HWN, 2, axis) for axis in range(3)]
     for here, there in pairs:
         correlation = np.corrcoef(here.ravel(), there.ravel())[0, 1]
         assert abs(correlation) < 4 / here.size**0.5

@@ -119,7 +119,7 @@ def test_scan_equals_single_steps(train_set):
 @pytest.mark.parametrize("augmented", [True, False])
 def test_batches_are_those_of_the_single_steps(train_set, augmented):
     """Each step's batch is augmented with its own parameters, that of the state's next step."""
-    bounds = augment.Bounds(10.0, 0.1, 0.2, 15.0)
+    bounds = augment.Bounds(10.0, 0.1, 0.2, 15.0, elastic=30.0)
     fields: dict[str, Any] = {
         f"augment.{name}": bound * augmented for name, bound in bounds._asdict().items()
     }

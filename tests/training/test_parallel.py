@@ -186,7 +186,6 @@ def run(mnist: tuple[data.Dataset, data.Dataset]) -> Any:
                 "dropout": 0.1,
                 "augment.rotate_degrees": 10.0,
                 "augment.translate": 0.1,
-                "augment.elastic": 30.0,
                 "batch_size": 64,
                 "num_epochs": 6,
                 "optimizer.learning_rate": 0.00003,

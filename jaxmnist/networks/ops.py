@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxmnist.networks import target
+from jaxmnist.networks.target import Kernels
 
 
 def _pad(x_HCWN: jax.Array, rows: int, columns: int) -> jax.Array:
@@ -55,7 +56,9 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     if not target.current().bfloat16_products:
         a, b = a.astype(accumulate), b.astype(accumulate)
     dims = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dims, preferred_element_type=accumulate)
+    # GPUs and TPUs would round the factors of float32 products to 8 or 11 bits.
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=accumulate)
 
 
 def materialize(x: jax.Array) -> jax.Array:
@@ -107,8 +110,17 @@ def _conv2d_primal(x_HCWN, kernel_HWIO, bias_O, padding):
     return _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding)[0]
 
 
+def _has_kernel(dtype: jnp.dtype) -> bool:
+    return target.current().kernels is not Kernels.NONE and dtype != jnp.float64
+
+
 def _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding):
     kh, kw, i, o = kernel_HWIO.shape
+    if _has_kernel(x_HCWN.dtype):
+        from jaxmnist.networks import kernels  # takes a while, and a CPU does without
+
+        y_HOWN = kernels.conv2d(x_HCWN, kernel_HWIO, bias_O, (padding, padding))
+        return y_HOWN, (x_HCWN, kernel_HWIO, bias_O)
     padded_HCWN = _pad(x_HCWN, padding, padding)
     height, _, width, n = padded_HCWN.shape
     out_width = width - kw + 1
@@ -133,6 +145,18 @@ def _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding):
 def _conv2d_backward(padding, residuals, dy_HOWN):
     x_HCWN, kernel_HWIO, bias_O = residuals
     kh, kw, i, o = kernel_HWIO.shape
+    if _has_kernel(x_HCWN.dtype):
+        from jaxmnist.networks import kernels
+
+        turned_HWOI = kernel_HWIO[::-1, ::-1].swapaxes(2, 3)
+        around = kh - 1 - padding, kw - 1 - padding
+        dx_HCWN = kernels.conv2d(dy_HOWN, turned_HWOI, None, around)
+        dkernel_HWIO = kernels.conv2d_kernel_gradient(x_HCWN, dy_HOWN, (padding, padding))
+        dbias_O = None
+        if bias_O is not None:
+            wide_HOWN = dy_HOWN.astype(jnp.promote_types(dy_HOWN.dtype, jnp.float32))
+            dbias_O = wide_HOWN.sum((0, 2, 3)).astype(bias_O.dtype)
+        return dx_HCWN, dkernel_HWIO.astype(kernel_HWIO.dtype), dbias_O
     padded_HOWN = _pad(dy_HOWN, kh - 1 - padding, 0)
     width, out_width, n = x_HCWN.shape[2] + 2 * padding, *dy_HOWN.shape[2:]
     # Row r of a window of dy saw x through row kh-1-r of the kernel.

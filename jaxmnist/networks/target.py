@@ -7,11 +7,25 @@ rounding, so a CPU can test either:
 
     with target.form(target.ACCELERATOR):
         programs = Programs(…)
+
+What ``GPU`` adds to the second form, convolutions that are kernels, a CPU can only interpret.
 """
 
+import enum
+import functools
+import importlib.util
 from typing import NamedTuple
 
 import jax
+
+
+class Kernels(enum.Enum):
+    """What becomes of the kernels of our own, see ``kernels``."""
+
+    NONE = enum.auto()
+    COMPILED = enum.auto()
+    INTERPRETED = enum.auto()
+    """As on a GPU, on any backend and slowly."""
 
 
 class Target(NamedTuple):
@@ -25,6 +39,8 @@ class Target(NamedTuple):
     """Matrix products take as long for fewer rows as for the next multiple of this."""
     bfloat16_products: bool
     """Whether the backend multiplies bfloat16 matrices with sums in float32, of every shape."""
+    kernels: Kernels
+    """Whether convolutions are kernels of our own."""
     chunk_steps: int
     """Training steps in one program: a fraction of a second, and batches that fit into memory."""
     members: int
@@ -45,6 +61,7 @@ CPU = Target(
     materializes=True,
     tile_rows=16,
     bfloat16_products=False,
+    kernels=Kernels.NONE,
     chunk_steps=32,
     members=1,
     min_part=32,
@@ -55,11 +72,13 @@ ACCELERATOR = Target(
     materializes=False,
     tile_rows=1,
     bfloat16_products=True,
+    kernels=Kernels.NONE,
     chunk_steps=128,
     members=64,
     min_part=None,
     cores_are_devices=False,
 )
+GPU = ACCELERATOR._replace(kernels=Kernels.COMPILED)
 
 form = jax.make_user_context(default_value=None)
 """Within ``with form(target):`` programs are written for that target, whatever the backend."""
@@ -69,4 +88,15 @@ def current() -> Target:
     """What programs are written for: the ``form`` that was asked for, or that of the backend."""
     if form.value is not None:
         return form.value
-    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    match jax.default_backend():
+        case "cpu":
+            return CPU
+        case "gpu" if _has_triton():
+            return GPU
+    return ACCELERATOR
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """Whether this version of JAX still has what the kernels are written in."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None

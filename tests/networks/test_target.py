@@ -13,7 +13,7 @@ from torch_parity import RECIPES, load_config
 from jaxmnist import data
 from jaxmnist.config import Config, default_config
 from jaxmnist.networks import models, target
-from jaxmnist.networks.target import ACCELERATOR, CPU, Target
+from jaxmnist.networks.target import ACCELERATOR, CPU, GPU, Kernels, Target
 from jaxmnist.training import programs
 from jaxmnist.training.programs import Programs
 
@@ -116,6 +116,15 @@ def test_both_forms_train_alike(model: str, seeds: int, trained: Train):
     assert_close(accelerator, cpu)
 
 
+@pytest.mark.long
+def test_kernels_for_gpus_train_alike(trained: Train):
+    """Interpreted, and therefore slowly: of the networks the smallest."""
+    interpreted = GPU._replace(kernels=Kernels.INTERPRETED)
+    cpu, gpu = (trained("compact_tiny", form, seeds=3) for form in (CPU, interpreted))
+    assert cpu.losses.shape == (3, 4)
+    assert_close(gpu, cpu)
+
+
 @pytest.mark.parametrize("model", each(models.NETWORKS))
 def test_bfloat16_trains_nearly_as_float32(model: str, trained: Train):
     """XLA on CPU lacks products of bfloat16 with sums in float32, of some shapes."""
@@ -127,13 +136,20 @@ def test_bfloat16_trains_nearly_as_float32(model: str, trained: Train):
 
 
 def test_the_backend_decides_unless_a_form_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    for backend, expected in (("cpu", CPU), ("gpu", ACCELERATOR), ("tpu", ACCELERATOR)):
+    for backend, expected in (("cpu", CPU), ("gpu", GPU), ("tpu", ACCELERATOR)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert target.current() == expected
-        for form in (CPU, ACCELERATOR):
+        for form in (CPU, GPU, ACCELERATOR):
             with target.form(form):
                 assert target.current() == form
         assert target.current() == expected
+
+
+def test_a_gpu_without_triton_gets_no_kernels(monkeypatch: pytest.MonkeyPatch):
+    """The deprecated part of Pallas that they are written in."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(target, "_has_triton", lambda: False)
+    assert target.current() == ACCELERATOR
 
 
 def test_a_form_is_part_of_what_jit_remembers():

@@ -4,7 +4,7 @@ and schedule are inferred.
     python -m jaxmnist.main --config configs/compact_sgd.py
 
 Less than 3 minutes on two CPU cores. Accuracy: published 99.00 % (best epoch);
-measured 99.22 % (final epoch, n = 1, seed 0), 99.22 % (best epoch).
+measured 99.119 ± 0.079 % (final epoch, n = 24), 99.150 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

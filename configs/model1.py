@@ -3,7 +3,7 @@
     python -m jaxmnist.main --config configs/model1.py
 
 Less than 6 minutes on two CPU cores. Accuracy: published 99.58 % (best epoch);
-measured 99.52 % (final epoch, n = 1, seed 0), 99.52 % (best epoch).
+measured 99.473 ± 0.040 % (final epoch, n = 24), 99.487 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

@@ -3,7 +3,7 @@
     python -m jaxmnist.main --config configs/model2.py
 
 Less than 6 minutes on two CPU cores. Accuracy: published 99.27 % (best epoch);
-measured 99.32 % (final epoch, n = 1, seed 0), 99.32 % (best epoch).
+measured 99.294 ± 0.049 % (final epoch, n = 24), 99.308 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

@@ -3,7 +3,7 @@
     python -m jaxmnist.main --config configs/net8k.py
 
 Less than 3 minutes on two CPU cores. Accuracy: published nothing measured, target 99.40 %;
-measured 99.27 % (final epoch, n = 1, seed 0), 99.27 % (best epoch).
+measured 99.257 ± 0.053 % (final epoch, n = 24), 99.275 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

@@ -29,7 +29,7 @@ from machine import hardware
 import jaxmnist
 from jaxmnist import published, recipes
 from jaxmnist.config import architecture
-from jaxmnist.errors import OneLineError
+from jaxmnist.errors import OneLineError, UserError
 from jaxmnist.networks import analyze, models, target
 from jaxmnist.runs import train
 from jaxmnist.training import parallel
@@ -108,6 +108,11 @@ def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
 
 
 def study_torch(names: Sequence[str], seeds: int) -> None:
+    there = list(published.load_all())
+    if others := [name for name in names if name not in there]:
+        raise UserError(
+            f"--recipes {' '.join(others)}: PyTorch has only the published ones, {', '.join(there)}"
+        )
     import study_torch as peer
 
     tasks = [(recipe, seed) for recipe in names for seed in missing(recipe, seeds, "torch")]

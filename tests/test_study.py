@@ -15,6 +15,7 @@ import torch_peers
 from scipy import stats
 
 from jaxmnist import data, recipes
+from jaxmnist.errors import UserError
 from jaxmnist.training import augment
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,11 @@ def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert study.missing("model3", 3, "torch") == [0, 1]
     assert study.missing("compact", 2, "jaxmnist") == [0, 1]
     assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 4
+
+
+def test_torch_has_the_published_recipes():
+    with pytest.raises(UserError, match=r"--recipes under_8k: .* only the published ones, comp"):
+        study.study_torch(["model3", "under_8k"], 1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ Of many networks one comes after the other, so that what neighbouring programs s
 cache; the rule that ``vmap`` has for kernels would begin with a program of each network.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -57,32 +58,58 @@ class _Sizes(NamedTuple):
         return self.width + 2 * self.padding[1] - self.kernel[1] + 1
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def conv2d(
+    x_HCWN: jax.Array, kernel_HWIO: jax.Array, bias_O: jax.Array | None, padding: int
+) -> jax.Array:
+    """As ``ops.conv2d``, for dtypes of up to 32 bits; sums are float32."""
+    return _forward(x_HCWN, kernel_HWIO, bias_O, padding)[0]
+
+
+def _forward(x_HCWN, kernel_HWIO, bias_O, padding):
+    y_HOWN = _convolution(x_HCWN, kernel_HWIO, bias_O, (padding, padding))
+    return y_HOWN, (x_HCWN, kernel_HWIO, bias_O)
+
+
+def _backward(padding, residuals, dy_HOWN):
+    x_HCWN, kernel_HWIO, bias_O = residuals
+    kh, kw, _, _ = kernel_HWIO.shape
+    turned_HWOI = kernel_HWIO[::-1, ::-1].swapaxes(2, 3)
+    dx_HCWN = _convolution(dy_HOWN, turned_HWOI, None, (kh - 1 - padding, kw - 1 - padding))
+    dkernel_HWIO = _gradient(x_HCWN, dy_HOWN, (padding, padding)).astype(kernel_HWIO.dtype)
+    if bias_O is None:
+        return dx_HCWN, dkernel_HWIO, None
+    dbias_O = dy_HOWN.astype(jnp.float32).sum((0, 2, 3)).astype(bias_O.dtype)
+    return dx_HCWN, dkernel_HWIO, dbias_O
+
+
+conv2d.defvjp(_forward, _backward)
+
+
+def _convolution(
     x_HCWN: jax.Array, kernel_HWIO: jax.Array, bias_O: jax.Array | None, padding: tuple[int, int]
 ) -> jax.Array:
-    """As ``ops.conv2d``, for dtypes of up to 32 bits, with the padding of H and of W."""
+    """With the padding of H and that of W."""
 
     def of_all(x_SHCWN: jax.Array, kernel_SHWIO: jax.Array, *bias_SO: jax.Array) -> jax.Array:
         networks, height, inputs, width, images = x_SHCWN.shape
         _, kh, kw, _, outputs = kernel_SHWIO.shape
         sizes = _Sizes(networks, height, width, inputs, outputs, (kh, kw), padding, images)
-        return _conv2d(sizes, x_SHCWN, kernel_SHWIO, *bias_SO)
+        return _convolve_all(sizes, x_SHCWN, kernel_SHWIO, *bias_SO)
 
     bias = () if bias_O is None else (bias_O,)
     return _over_networks(of_all)(x_HCWN, kernel_HWIO, *bias)
 
 
-def conv2d_kernel_gradient(
-    x_HCWN: jax.Array, dy_HOWN: jax.Array, padding: tuple[int, int]
-) -> jax.Array:
-    """That of the kernel of ``conv2d``: float32 (kh, kw, I, O)."""
+def _gradient(x_HCWN: jax.Array, dy_HOWN: jax.Array, padding: tuple[int, int]) -> jax.Array:
+    """That of the kernel: float32 (kh, kw, I, O)."""
 
     def of_all(x_SHCWN: jax.Array, dy_SHOWN: jax.Array) -> jax.Array:
         networks, height, inputs, width, images = x_SHCWN.shape
         _, out_height, outputs, out_width, _ = dy_SHOWN.shape
         kernel = height + 2 * padding[0] - out_height + 1, width + 2 * padding[1] - out_width + 1
         sizes = _Sizes(networks, height, width, inputs, outputs, kernel, padding, images)
-        return _kernel_gradient(sizes, x_SHCWN, dy_SHOWN)
+        return _gradients_of_all(sizes, x_SHCWN, dy_SHOWN)
 
     return _over_networks(of_all)(x_HCWN, dy_HOWN)
 
@@ -140,7 +167,7 @@ def _digits(number: jax.Array, *counts: int) -> list[jax.Array]:
     return [*digits, number]
 
 
-def _conv2d(
+def _convolve_all(
     sizes: _Sizes, x_SHCWN: jax.Array, kernel_SHWIO: jax.Array, *bias_SO: jax.Array
 ) -> jax.Array:
     """A program has some neighbouring pixels and channels of the result, of some images."""
@@ -221,7 +248,7 @@ def _channels(inputs: int, outputs: int, taps: int) -> tuple[int, int]:
     return min(choices)[1:]
 
 
-def _kernel_gradient(sizes: _Sizes, x_SHCWN: jax.Array, dy_SHOWN: jax.Array) -> jax.Array:
+def _gradients_of_all(sizes: _Sizes, x_SHCWN: jax.Array, dy_SHOWN: jax.Array) -> jax.Array:
     """A program has some of the weights, over some rows of the result and a warp of images."""
     networks, height, width, inputs, outputs, (kh, kw), padding, images = sizes
     out_height, out_width = sizes.out_height, sizes.out_width

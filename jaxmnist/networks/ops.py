@@ -90,7 +90,8 @@ def conv2d(
     What a row needs stays in a core's own cache, where a whole layer would go through memory
     several times; and memory is what convolutions this small cost. The gradients use the same
     forms. Only a single input channel, the image itself, is taken apart into patches: nine maps
-    in, instead of three times O maps out.
+    in, instead of three times O maps out. GPUs have kernels instead, see ``kernels``, but for
+    float64.
 
     Args:
       x_HCWN: (H, I, W, N), any float dtype.
@@ -103,6 +104,10 @@ def conv2d(
     """
     if padding >= len(kernel_HWIO):
         raise ValueError(f"padding {padding} must be smaller than the kernel, {len(kernel_HWIO)}")
+    if target.current().kernels is not Kernels.NONE and x_HCWN.dtype != jnp.float64:
+        from jaxmnist.networks import kernels  # takes a while, and a CPU does without
+
+        return kernels.conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
     return _conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
 
 
@@ -110,17 +115,8 @@ def _conv2d_primal(x_HCWN, kernel_HWIO, bias_O, padding):
     return _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding)[0]
 
 
-def _has_kernel(dtype: jnp.dtype) -> bool:
-    return target.current().kernels is not Kernels.NONE and dtype != jnp.float64
-
-
 def _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding):
     kh, kw, i, o = kernel_HWIO.shape
-    if _has_kernel(x_HCWN.dtype):
-        from jaxmnist.networks import kernels  # takes a while, and a CPU does without
-
-        y_HOWN = kernels.conv2d(x_HCWN, kernel_HWIO, bias_O, (padding, padding))
-        return y_HOWN, (x_HCWN, kernel_HWIO, bias_O)
     padded_HCWN = _pad(x_HCWN, padding, padding)
     height, _, width, n = padded_HCWN.shape
     out_width = width - kw + 1
@@ -145,18 +141,6 @@ def _conv2d_forward(x_HCWN, kernel_HWIO, bias_O, padding):
 def _conv2d_backward(padding, residuals, dy_HOWN):
     x_HCWN, kernel_HWIO, bias_O = residuals
     kh, kw, i, o = kernel_HWIO.shape
-    if _has_kernel(x_HCWN.dtype):
-        from jaxmnist.networks import kernels
-
-        turned_HWOI = kernel_HWIO[::-1, ::-1].swapaxes(2, 3)
-        around = kh - 1 - padding, kw - 1 - padding
-        dx_HCWN = kernels.conv2d(dy_HOWN, turned_HWOI, None, around)
-        dkernel_HWIO = kernels.conv2d_kernel_gradient(x_HCWN, dy_HOWN, (padding, padding))
-        dbias_O = None
-        if bias_O is not None:
-            wide_HOWN = dy_HOWN.astype(jnp.promote_types(dy_HOWN.dtype, jnp.float32))
-            dbias_O = wide_HOWN.sum((0, 2, 3)).astype(bias_O.dtype)
-        return dx_HCWN, dkernel_HWIO.astype(kernel_HWIO.dtype), dbias_O
     padded_HOWN = _pad(dy_HOWN, kh - 1 - padding, 0)
     width, out_width, n = x_HCWN.shape[2] + 2 * padding, *dy_HOWN.shape[2:]
     # Row r of a window of dy saw x through row kh-1-r of the kernel.

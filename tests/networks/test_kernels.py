@@ -65,7 +65,7 @@ def test_more_than_int32_can_count_is_done_in_parts(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kernels, "_run", lambda *a: calls.append(a[3][0]) or run(*a))
 
     def conv(x_HCWN, kernel_HWIO):
-        return kernels.conv2d(x_HCWN, kernel_HWIO, None, (1, 1))
+        return kernels.conv2d(x_HCWN, kernel_HWIO, None, 1)
 
     with target.form(INTERPRETED):
         whole = jax.vmap(conv)(x, kernel)

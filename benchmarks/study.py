@@ -108,10 +108,10 @@ def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
 
 
 def study_torch(names: Sequence[str], seeds: int) -> None:
-    there = list(published.load_all())
-    if others := [name for name in names if name not in there]:
+    known = list(published.load_all())
+    if others := [name for name in names if name not in known]:
         raise UserError(
-            f"--recipes {' '.join(others)}: PyTorch has only the published ones, {', '.join(there)}"
+            f"--recipes {' '.join(others)}: PyTorch has only the published ones, {', '.join(known)}"
         )
     import study_torch as peer
 

@@ -90,8 +90,8 @@ def conv2d(
     What a row needs stays in a core's own cache, where a whole layer would go through memory
     several times; and memory is what convolutions this small cost. The gradients use the same
     forms. Only a single input channel, the image itself, is taken apart into patches: nine maps
-    in, instead of three times O maps out. GPUs have kernels instead, see ``kernels``, but for
-    float64.
+    in, instead of three times O maps out. GPUs have kernels instead, see ``kernels``, except
+    for float64.
 
     Args:
       x_HCWN: (H, I, W, N), any float dtype.

@@ -1,18 +1,17 @@
 """The kind of device that programs are written for; here and nowhere else it is asked.
 
-The same functions take two forms. On a CPU what counts is a core's own cache: rows, batches and
+The same functions take three forms. On a CPU what counts is a core's own cache: rows, batches and
 seeds go one after the other, and what is dear is written down. An accelerator wants few and large
-operations: everything at once. In float32 both run on any backend and compute the same but for
+operations: everything at once. In float32 these two run on any backend and compute the same but for
 rounding, so a CPU can test either:
 
     with target.form(target.ACCELERATOR):
         programs = Programs(…)
 
-What ``GPU`` adds to the second form, convolutions that are kernels, a CPU can only interpret.
+The third, ``GPU``, is the second with kernels as convolutions, which a CPU can only interpret.
 """
 
 import enum
-import functools
 import importlib.util
 from typing import NamedTuple
 
@@ -91,12 +90,18 @@ def current() -> Target:
     match jax.default_backend():
         case "cpu":
             return CPU
-        case "gpu" if _has_triton():
+        case "gpu" if _takes_kernels():
             return GPU
     return ACCELERATOR
 
 
-@functools.cache
-def _has_triton() -> bool:
-    """Whether this version of JAX still has what the kernels are written in."""
-    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+def _takes_kernels() -> bool:
+    """Whether the kernels can be compiled: XLA takes Triton's from NVIDIA's Ampere on.
+
+    JAX is going to drop the part of Pallas that they are written in.
+    """
+    try:
+        capable = float(jax.devices()[0].compute_capability) >= 8
+    except (AttributeError, ValueError):  # AMD's have names
+        return False
+    return capable and importlib.util.find_spec("jax.experimental.pallas.triton") is not None

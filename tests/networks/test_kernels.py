@@ -29,9 +29,11 @@ def pull(x_SHCWN: jax.Array, kernel_SHWIO: jax.Array, bias_SO: jax.Array, form: 
         return jax.jit(jax.vmap(one))(x_SHCWN, kernel_SHWIO, bias_SO)
 
 
-def arrays(networks: int, inputs: int, outputs: int, images: int, kernel: tuple[int, int]):
+def arrays(
+    networks: int, inputs: int, outputs: int, images: int, kernel: tuple[int, int], width: int = 5
+):
     return (
-        normal(networks, 4, inputs, 5, images),
+        normal(networks, 4, inputs, width, images),
         normal(networks, *kernel, inputs, outputs, seed=1),
         normal(networks, outputs, seed=2),
     )
@@ -45,6 +47,7 @@ def arrays(networks: int, inputs: int, outputs: int, images: int, kernel: tuple[
         pytest.param(1, 1, 4, 33, (3, 3), marks=pytest.mark.long),
         pytest.param(2, 11, 9, 33, (3, 3), marks=pytest.mark.long),
         pytest.param(1, 10, 17, 3, (2, 2), marks=pytest.mark.long),
+        pytest.param(3, 2, 1, 7, (3, 4), marks=pytest.mark.long),
     ],
 )
 def test_convolutions_and_their_gradients_as_on_a_cpu(networks, inputs, outputs, images, kernel):
@@ -55,6 +58,44 @@ def test_convolutions_and_their_gradients_as_on_a_cpu(networks, inputs, outputs,
     for ours, theirs in zip(found, expected, strict=True):
         scale = jnp.abs(theirs).max()
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+
+
+@pytest.mark.long
+def test_of_bfloat16_sums_are_float32():
+    """Of images and weights that bfloat16 can hold: results differ by their own rounding alone."""
+    x, kernel, bias = (a.astype("bfloat16") for a in arrays(2, 9, 3, 5, (3, 3), width=3))
+    wide = [a.astype("float32") for a in (x, kernel, bias)]
+    exact = pull(wide[0], wide[1], wide[2], target.CPU)
+    found = pull(x, kernel, bias, INTERPRETED)
+    assert {a.dtype for a in found} == {jnp.dtype("bfloat16")}
+    for ours, theirs in zip(found, exact, strict=True):
+        error = jnp.abs(ours.astype("float32") - theirs).max() / jnp.abs(theirs).max()
+        assert error < 2**-7  # the cotangent is rounded, too
+
+
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0)])
+def test_what_is_not_mapped_is_the_same_for_all_networks(mapped: tuple[int | None, int | None]):
+    """Kernels of 1×1, and a result narrower than the pixels that a program takes."""
+    given = [
+        a if axis == 0 else a[0]
+        for a, axis in zip(arrays(2, 3, 2, 2, (1, 1)), mapped, strict=False)
+    ]
+
+    def conv(x_HCWN, kernel_HWIO):
+        return ops.conv2d(x_HCWN[:, :, :2], kernel_HWIO)
+
+    with target.form(INTERPRETED):
+        found = jax.vmap(conv, mapped)(*given)
+    np.testing.assert_allclose(found, jax.vmap(conv, mapped)(*given), atol=1e-6)
+
+
+def test_one_network_beyond_int32_is_refused(monkeypatch: pytest.MonkeyPatch):
+    x, kernel, _ = arrays(2, 2, 3, 2, (2, 2))
+    monkeypatch.setattr(kernels, "_INDEX_LIMIT", 179)
+    with target.form(INTERPRETED), pytest.raises(ValueError, match="180 elements are too many"):
+        kernels.conv2d(x[0], kernel[0], None, 1)
+    with target.form(INTERPRETED), pytest.raises(ValueError, match="180 elements are too many"):
+        jax.vmap(lambda *a: kernels.conv2d(*a, None, 1))(x, kernel)
 
 
 def test_more_than_int32_can_count_is_done_in_parts(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,8 @@
 """Both forms of the programs on whatever backend there is, both precisions, and other platforms."""
 
 import functools
+import importlib.util
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -136,7 +138,7 @@ def test_bfloat16_trains_nearly_as_float32(model: str, trained: Train):
 
 
 def test_the_backend_decides_unless_a_form_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    for backend, expected in (("cpu", CPU), ("gpu", GPU), ("tpu", ACCELERATOR)):
+    for backend, expected in (("cpu", CPU), ("tpu", ACCELERATOR)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert target.current() == expected
         for form in (CPU, GPU, ACCELERATOR):
@@ -145,11 +147,28 @@ def test_the_backend_decides_unless_a_form_is_asked_for(monkeypatch: pytest.Monk
         assert target.current() == expected
 
 
-def test_a_gpu_without_triton_gets_no_kernels(monkeypatch: pytest.MonkeyPatch):
-    """The deprecated part of Pallas that they are written in."""
+class Device(NamedTuple):
+    compute_capability: str
+
+
+@pytest.mark.parametrize(
+    ("device", "has_triton", "expected"),
+    [
+        (Device("9.0"), True, GPU),
+        (Device("8.0"), True, GPU),
+        (Device("7.5"), True, ACCELERATOR),
+        (Device("gfx942"), True, ACCELERATOR),
+        (object(), True, ACCELERATOR),
+        (Device("9.0"), False, ACCELERATOR),
+    ],
+)
+def test_gpus_that_cannot_compile_kernels_get_none(
+    device: Any, has_triton: bool, expected: Target, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(target, "_has_triton", lambda: False)
-    assert target.current() == ACCELERATOR
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: has_triton or None)
+    assert target.current() == expected
 
 
 def test_a_form_is_part_of_what_jit_remembers():
@@ -199,9 +218,8 @@ def test_programs_that_are_compiled_later_have_the_form_of_the_first(mnist):
 class NotCompiled:
     """Stands in for a traced program: lowered for platforms that are not there, and that is all."""
 
-    def __init__(self, traced: jax.stages.Traced, texts: list[str]):
-        lowered = traced.lower(lowering_platforms=("cuda", "tpu"))
-        texts.append(lowered.as_text())
+    def __init__(self, traced: jax.stages.Traced, platforms: tuple[str, ...], texts: list[str]):
+        texts.append(traced.lower(lowering_platforms=platforms).as_text())
 
     def lower(self) -> "NotCompiled":
         return self
@@ -217,23 +235,49 @@ class NotCompiled:
         pytest.param(1, "bfloat16", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.parametrize(
+    ("form", "platforms"),
+    [
+        (ACCELERATOR, ("cuda", "tpu")),
+        pytest.param(
+            GPU,
+            ("cuda",),
+            marks=pytest.mark.skipif(
+                jax.__version_info__ >= (0, 11),
+                reason="asks the devices of the mesh for their kind",
+            ),
+        ),
+    ],
+    ids=["plain", "gpu"],
+)
 @pytest.mark.parametrize("recipe", each(RECIPES))
 def test_every_program_can_be_lowered_for_cuda_and_tpu(
-    recipe: str, seeds: int, precision: str, mnist, monkeypatch: pytest.MonkeyPatch
+    recipe: str,
+    form: Target,
+    platforms: tuple[str, ...],
+    seeds: int,
+    precision: str,
+    mnist,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """What only an accelerator could run is at least known to be accepted for one."""
     texts: list[str] = []
     traced = programs.trace
-    monkeypatch.setattr(programs, "trace", lambda *a, **o: NotCompiled(traced(*a, **o), texts))
+    monkeypatch.setattr(
+        programs, "trace", lambda *a, **o: NotCompiled(traced(*a, **o), platforms, texts)
+    )
     config = load_config(recipe)
     config.num_seeds, config.precision, config.batch_size = seeds, precision, BATCH
-    with target.form(ACCELERATOR):
+    with target.form(form):
         lowered = make_programs(config, mnist, 2 * BATCH + 24)
         for segment in lowered.segments:
             lowered._train(segment.steps, segment.batch_size)
         lowered._evaluate()
     assert len(texts) == 5  # first states, order, two shapes of training, evaluation
-    assert sum("stablehlo.dot_general" in text for text in texts) == 3
+    kernel = "stablehlo.custom_call @__gpu$xla.gpu.triton"
+    convolution = kernel if form == GPU else "stablehlo.dot_general"
+    assert sum(convolution in text for text in texts) == 3
     for text in texts:
-        assert "convolution" not in text
-        assert "custom_call" not in text.replace("@Sharding", "").replace("@SPMD", "")
+        assert "stablehlo.convolution" not in text
+        called = set(re.findall(r"stablehlo\.custom_call @[\w$.]+", text))
+        assert called <= ({kernel} if form == GPU else set())

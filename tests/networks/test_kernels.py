@@ -60,19 +60,6 @@ def test_convolutions_and_their_gradients_as_on_a_cpu(networks, inputs, outputs,
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
 
 
-@pytest.mark.long
-def test_of_bfloat16_sums_are_float32():
-    """Of images and weights that bfloat16 can hold: results differ by their own rounding alone."""
-    x, kernel, bias = (a.astype("bfloat16") for a in arrays(2, 9, 3, 5, (3, 3), width=3))
-    wide = [a.astype("float32") for a in (x, kernel, bias)]
-    exact = pull(wide[0], wide[1], wide[2], target.CPU)
-    found = pull(x, kernel, bias, INTERPRETED)
-    assert {a.dtype for a in found} == {jnp.dtype("bfloat16")}
-    for ours, theirs in zip(found, exact, strict=True):
-        error = jnp.abs(ours.astype("float32") - theirs).max() / jnp.abs(theirs).max()
-        assert error < 2**-7  # the cotangent is rounded, too
-
-
 @pytest.mark.parametrize("mapped", [(0, None), (None, 0)])
 def test_what_is_not_mapped_is_the_same_for_all_networks(mapped: tuple[int | None, int | None]):
     """Kernels of 1×1, and a result narrower than the pixels that a program takes."""

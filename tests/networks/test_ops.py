@@ -145,7 +145,18 @@ def test_conv_is_a_cross_correlation_with_zero_padding():
     chex.assert_trees_all_equal(y_HCWN[:, 0, :, 0], expected)
 
 
-def test_conv_in_bfloat16_accumulates_in_float32():
+@pytest.mark.parametrize(
+    "form",
+    [
+        target.CPU,
+        target.ACCELERATOR,
+        pytest.param(
+            target.GPU._replace(kernels=target.Kernels.INTERPRETED), marks=pytest.mark.long
+        ),
+    ],
+    ids=["cpu", "accelerator", "gpu"],
+)
+def test_conv_in_bfloat16_accumulates_in_float32(form: target.Target):
     x_HCWN, kernel_HWIO = to_bfloat16(normal(6, 32, 6, 4)), to_bfloat16(normal(3, 3, 32, 8, seed=1))
 
     @jax.jit
@@ -153,8 +164,9 @@ def test_conv_in_bfloat16_accumulates_in_float32():
         y_HCWN, vjp = jax.vjp(lambda x, kernel: conv2d(x, kernel, padding=1), x_HCWN, kernel_HWIO)
         return y_HCWN, *vjp(jnp.ones_like(y_HCWN))
 
-    found = pull(x_HCWN, kernel_HWIO)
-    exact = pull(x_HCWN.astype(jnp.float32), kernel_HWIO.astype(jnp.float32))
+    with target.form(form):
+        found = pull(x_HCWN, kernel_HWIO)
+        exact = pull(x_HCWN.astype(jnp.float32), kernel_HWIO.astype(jnp.float32))
     for a, b in zip(found, exact, strict=True):
         assert a.dtype == jnp.bfloat16
         # Two roundings to 8 bits; partial sums in bfloat16 would be off by several times that.

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from jaxmnist.networks import target
 
-# What was fastest on an H200, for layers of the recipes.
+# Chosen on an H200, out of a few that were timed for layers of the recipes.
 WARP = 32  # threads of a program
 IMAGES = 128  # of a program, four a thread; where a network is alone, one a thread
 OUTPUTS = 8  # channels of the result that a program takes at once

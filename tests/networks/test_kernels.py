@@ -107,7 +107,7 @@ def test_more_than_int32_can_count_is_done_in_parts(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("inputs", [1, 7, 16, 64])
 @pytest.mark.parametrize("outputs", [1, 7, 10, 32])
 @pytest.mark.parametrize("taps", [1, 3, 9, 25, 121])
-def test_some_channels_fit_and_read_no_more_than_one_each(inputs: int, outputs: int, taps: int):
+def test_channels_fit_a_program_and_all_of_few_are_taken(inputs: int, outputs: int, taps: int):
     some_inputs, some_outputs = kernels._channels(inputs, outputs, taps)
     assert 1 <= some_inputs <= inputs
     assert 1 <= some_outputs <= outputs

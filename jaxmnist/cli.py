@@ -1,5 +1,6 @@
 """What the commands share: exit codes, recipes, and bad input told in one line."""
 
+import contextlib
 import io
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def run(
         sys.stdout.flush()  # at its end Python would tell at length of a closed pipe or full disk
 
     try:
-        app.run(main, flags_parser=flags_parser)
+        with _ctrl_c_recognized():
+            app.run(main, flags_parser=flags_parser)
     except UserError as error:
         sys.exit(_complain(error, 2))
     except DivergenceError as error:
@@ -230,6 +232,23 @@ def _broken_recipe(file: str, error: BaseException) -> UserError:
 def _complain(message: object, exit_code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return exit_code
+
+
+@contextlib.contextmanager
+def _ctrl_c_recognized() -> Iterator[None]:
+    """Raises KeyboardInterrupt where another exception was made of it.
+
+    Python 3.11 does so in a class statement (``__set_name__``), and libraries do while they load.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def _insist_on_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:

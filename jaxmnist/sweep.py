@@ -16,6 +16,7 @@ from absl import flags
 
 from jaxmnist import cli, config
 from jaxmnist.errors import UserError
+from jaxmnist.runs import signals
 from jaxmnist.training import parallel
 
 _USAGE = """Tries many settings of a recipe, several networks in one program, and keeps the best.
@@ -94,8 +95,10 @@ def _parse(argv: list[str]) -> None:
 
 
 def _sweep() -> None:
+    signals.die_of_ctrl_c()  # these imports take seconds too
     from jaxmnist.sweeps import space, sweep
 
+    signals.raise_on_ctrl_c()
     parallel.use_every_core()
     recipe = _RECIPE.value
     split = recipe.split

@@ -86,6 +86,17 @@ def get_config():
     return default_config()
 """
 
+# Ctrl-C of which another exception is made, as Python 3.11 does within a class statement.
+DISGUISED_CTRL_C = """
+import signal
+
+def get_config():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as pressed:
+        raise RuntimeError("Error calling __set_name__ on 'Field'") from pressed
+"""
+
 # Arguments, and what the one line on stderr must name. RECIPES and WORKDIRS stand for folders.
 REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no recipe": ((), ("--config is missing", "model3")),
@@ -187,6 +198,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     for name, text in BAD_RECIPES.items():
         (recipes / f"{name}.py").write_text(text)
     (recipes / "late_ctrl_c.py").write_text(LATE_CTRL_C)
+    (recipes / "disguised_ctrl_c.py").write_text(DISGUISED_CTRL_C)
     (workdirs / "other").mkdir()
     (workdirs / "other" / "config.json").write_text(OTHER_RUN)
     return {"RECIPES": recipes, "WORKDIRS": workdirs}
@@ -211,6 +223,7 @@ def outcome(
         *quick[2:],
         "--config.num_epochs=1",
     )
+    commands["disguised Ctrl-C"] = ("--config=RECIPES/disguised_ctrl_c.py",)
     commands["help"] = ("--help",)
     base = tmp_path_factory.mktemp("cwd")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -304,6 +317,13 @@ def test_divergence_is_one_line(outcome: GetOutcome):
 
 def test_ctrl_c_in_a_garbage_collection_is_heard(outcome: GetOutcome):
     done = outcome("late Ctrl-C")
+    assert done.exit_code == 130
+    assert done.stderr.startswith("error: interrupted")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_known_in_disguise(outcome: GetOutcome):
+    done = outcome("disguised Ctrl-C")
     assert done.exit_code == 130
     assert done.stderr.startswith("error: interrupted")
     assert done.stderr.count("\n") == 1

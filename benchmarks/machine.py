@@ -22,6 +22,11 @@ def hardware() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def on_cpu(device: str) -> bool:
+    """Whether this is ``hardware()`` of a processor."""
+    return device.endswith(" cores")
+
+
 def _zen(facts: dict[str, str]) -> int | None:
     """The generation, by the family and model numbers of AMD's servers; None for others."""
     family, model = (int(facts.get(name, -1)) for name in ("cpu family", "model"))

@@ -1,11 +1,12 @@
 """The study's table and figure, out of its file alone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from machine import on_cpu
 from matplotlib.figure import Figure
 from scipy import special
 
@@ -121,21 +122,24 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def comparison(lines: Sequence[Line]) -> list[str]:
-    """A sentence for each recipe that was trained in PyTorch too."""
+    """A sentence for each recipe that was trained in PyTorch too, or on a CPU and on a GPU."""
     sentences = []
     for recipe in published.load_all():
-        ours, theirs = (
-            [line["final_accuracy"] for line in runs(lines, recipe, peer)]
-            for peer in ("jaxmnist", "torch")
+        ours, theirs = (runs(lines, recipe, peer) for peer in ("jaxmnist", "torch"))
+        cpu, gpu = (
+            [run for run in ours if on_cpu(run["device"]) == which] for which in (True, False)
         )
-        if min(len(ours), len(theirs)) > 1:
-            samples = Sample.of(ours), Sample.of(theirs)
-            difference, half = welch(*samples)
-            sentences.append(
-                f"{recipe}: jaxmnist {samples[0]}, torch {samples[1]}: difference "
-                f"{difference:+.3f}, 95 % interval ± {half:.3f}"
-            )
+        for pair in ({"jaxmnist": ours, "torch": theirs}, {"on a CPU": cpu, "on a GPU": gpu}):
+            if min(map(len, pair.values())) > 1:
+                sentences.append(f"{recipe}: {_difference(pair)}")
     return sentences
+
+
+def _difference(pair: Mapping[str, Sequence[Line]]) -> str:
+    samples = [Sample.of([run["final_accuracy"] for run in of_one]) for of_one in pair.values()]
+    first, second = (f"{name} {sample}" for name, sample in zip(pair, samples, strict=True))
+    difference, half = welch(*samples)
+    return f"{first}, {second}: difference {difference:+.3f}, 95 % interval ± {half:.3f}"
 
 
 def draw(lines: Sequence[Line], file: Path) -> None:

@@ -89,6 +89,28 @@ def test_intervals_are_those_of_scipy():
     assert study_report.interval(ours) == pytest.approx((high - low) / 2)
 
 
+def test_peers_and_devices_are_compared():
+    finals = {"NVIDIA H200": [99.4, 99.5, 99.6], "AMD EPYC (Zen 4), 2 cores": [99.2, 99.4]}
+    lines = [
+        made("model3", seed, [final], epochs=15, device=device)
+        for device, of_device in finals.items()
+        for seed, final in enumerate(of_device)
+    ]
+    assert study_report.comparison(lines[:4]) == []
+    lines.append(made("model3", 0, [99.1], epochs=15, peer="torch"))
+    expected: Any = stats.ttest_ind([99.2, 99.4], [99.4, 99.5, 99.6], equal_var=False)
+    half = (expected.confidence_interval(0.95).high - expected.confidence_interval(0.95).low) / 2
+    devices = (
+        "model3: on a CPU 99.300 ± 0.141 (n = 2), on a GPU 99.500 ± 0.100 (n = 3): "
+        f"difference -0.200, 95 % interval ± {half:.3f}"
+    )
+    assert study_report.comparison(lines) == [devices]
+    lines.append(made("model3", 1, [99.3], epochs=15, peer="torch"))
+    peers, second = study_report.comparison(lines)
+    assert peers.startswith("model3: jaxmnist 99.420 ± 0.148 (n = 5), torch 99.200 ± 0.141 (n = 2)")
+    assert second == devices
+
+
 def test_what_is_quoted_is_what_the_file_says():
     """The README's table and the docstrings of the recipes."""
     lines = study_report.read(study.RESULTS)

@@ -126,9 +126,8 @@ def comparison(lines: Sequence[Line]) -> list[str]:
     sentences = []
     for recipe in published.load_all():
         ours, theirs = (runs(lines, recipe, peer) for peer in ("jaxmnist", "torch"))
-        cpu, gpu = (
-            [run for run in ours if on_cpu(run["device"]) == which] for which in (True, False)
-        )
+        cpu = [run for run in ours if on_cpu(run["device"])]
+        gpu = [run for run in ours if not on_cpu(run["device"])]
         for pair in ({"jaxmnist": ours, "torch": theirs}, {"on a CPU": cpu, "on a GPU": gpu}):
             if min(map(len, pair.values())) > 1:
                 sentences.append(f"{recipe}: {_difference(pair)}")

@@ -315,15 +315,9 @@ def test_divergence_is_one_line(outcome: GetOutcome):
     assert "config.optimizer.learning_rate (now 1e+25)" in done.stderr
 
 
-def test_ctrl_c_in_a_garbage_collection_is_heard(outcome: GetOutcome):
-    done = outcome("late Ctrl-C")
-    assert done.exit_code == 130
-    assert done.stderr.startswith("error: interrupted")
-    assert done.stderr.count("\n") == 1
-
-
-def test_ctrl_c_is_known_in_disguise(outcome: GetOutcome):
-    done = outcome("disguised Ctrl-C")
+@pytest.mark.parametrize("name", ["late Ctrl-C", "disguised Ctrl-C"])
+def test_ctrl_c_is_heard_wherever_it_comes(name: str, outcome: GetOutcome):
+    done = outcome(name)
     assert done.exit_code == 130
     assert done.stderr.startswith("error: interrupted")
     assert done.stderr.count("\n") == 1

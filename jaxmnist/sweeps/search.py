@@ -113,13 +113,12 @@ class Search:
         return trial.system_attrs.get("fixed_params")
 
     def _clear_up(self) -> None:
-        """Gives back what this worker asked for and did not get, and orders the grid."""
+        """Gets what this worker asked for the values that it lacks, and orders the grid."""
         for trial in self._trials():
             if trial.state == TrialState.RUNNING and self._is_mine(trial):
-                if self._is_cut_short(trial):
-                    self._hand_back(trial)
-                elif self._is_too_much(trial):
-                    self._end(trial.number)
+                # Unless another worker ends it meanwhile, and hands it on.
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self._valued(optuna.trial.Trial(self._study, trial._trial_id))
         if self._order.sampler == "grid":
             self._order_grid()
 
@@ -199,17 +198,24 @@ class Search:
                     break
                 handle = self._study.ask()
                 handle.set_user_attr(_WORKER, self._worker)
-                for name, dimension in self._order.space.dimensions.items():
-                    _suggest(handle, name, dimension)
-                self._await_those_before(handle.number)
-                trial = self._trials()[handle.number]
-                if self._is_too_much(trial):
-                    repeats += 1
-                    self._end(trial.number)
-                else:
-                    repeats = 0
-                    asked.append(Trial(trial.number, dict(trial.params)))
+                trial = self._valued(handle)
+                repeats = 0 if trial else repeats + 1
+                asked += [trial] if trial else []
         return asked
+
+    def _valued(self, handle: optuna.trial.Trial) -> Trial | None:
+        """A trial with the values that it has and, of those that it lacks, new ones.
+
+        None for one that is too much: it ends.
+        """
+        for name, dimension in self._order.space.dimensions.items():
+            _suggest(handle, name, dimension)
+        self._await_those_before(handle.number)
+        trial = self._trials()[handle.number]
+        if self._is_too_much(trial):
+            self._end(trial.number)
+            return None
+        return Trial(trial.number, dict(trial.params))
 
     def _await_those_before(self, number: int) -> None:
         """Lets other workers get the values of what they have asked for before ``number``."""

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.sweeps import search as search_lib
@@ -95,19 +97,74 @@ def test_a_refused_trial_makes_room_for_another(tmp_path: Path):
     assert study(tmp_path).trials[0].user_attrs["refused"] == "too large"
 
 
-@pytest.mark.parametrize("space", [GRID, RANGES], ids=["grid", "ranges"])
-def test_what_was_cut_short_while_asking_is_not_lost(tmp_path: Path, space: Space):
-    """Killed between two of the values that a trial gets: a part of it is in the storage."""
-    wanted = order(space, "grid" if space is GRID else "random")
-    search = opened(tmp_path, wanted)
-    name, dimension = next(iter(space.dimensions.items()))
-    search_lib._suggest(search._study.ask(), name, dimension)
-    again = opened(tmp_path, wanted)
+class Killed(BaseException):
+    """In the place of SIGKILL."""
+
+
+@pytest.fixture
+def lives() -> Iterator[list[int]]:
+    """How many writes are left until one kills; in a list of one number."""
+    left = [0]
+
+    def count(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(("INSERT", "UPDATE")):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", count)
+    yield left
+    sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", count)
+
+
+@pytest.mark.parametrize(
+    "sampler", ["grid", *(pytest.param(name, marks=pytest.mark.long) for name in SAMPLERS[1:])]
+)
+def test_killed_before_any_write_all_numbers_stay(tmp_path: Path, sampler: str, lives: list[int]):
+    """While the study is made and while it is asked: no trial is lost or gets another number.
+
+    Nor other settings, in a grid; elsewhere those that lacked are drawn anew.
+    """
+    grid = parse({"dropout": "0,0.1", "optimizer.nesterov": "true,false"})
+    wanted = order(grid if sampler == "grid" else RANGES, sampler, 4)
+    (tmp_path / "whole").mkdir()
+    whole = opened(tmp_path / "whole", wanted).ask(4)
+    writes = -lives[0]
+    assert writes > 20
+    for before in range(1, writes + 1):
+        folder = tmp_path / str(before)
+        folder.mkdir()
+        lives[0] = before
+        with pytest.raises(Killed):
+            opened(folder, wanted).ask(4)
+        again = opened(folder, wanted)
+        found = again.mine()
+        found += again.ask(4 - len(found))
+        assert [trial.number for trial in found] == list(range(4))
+        assert len(set(values(found))) == 4
+        if sampler == "grid":
+            assert found == whole
+        assert again.ask(1) == []
+
+
+def test_what_was_cut_short_and_handed_on_stays_with_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Just when its first worker is back and gets it the values that it lacks."""
+    a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
+    handle = a._study.ask()
+    handle.set_user_attr("worker", "a")
+    suggest = search_lib._suggest
+
+    def late(*args: Any) -> None:
+        monkeypatch.undo()
+        b._hand_back(b._trials()[handle.number])
+        suggest(*args)
+
+    monkeypatch.setattr(search_lib, "_suggest", late)
+    again = opened(tmp_path, order(), "a", shared=True)
     assert again.mine() == []
-    trials = again.ask(10)
-    assert len(trials) == len(set(values(trials))) == 6
-    if space is GRID:
-        assert len(set(values(trials))) == GRID.size
+    assert len(set(values(b.ask(10)))) == GRID.size
 
 
 def test_a_result_that_was_told_stays(tmp_path: Path):

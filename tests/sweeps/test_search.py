@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
+from sqlalchemy import event
 
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.sweeps import search as search_lib
@@ -112,9 +113,9 @@ def lives() -> Iterator[list[int]]:
             if left[0] == 0:
                 raise Killed
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", count)
+    event.listen(sqlalchemy.Engine, "before_cursor_execute", count)
     yield left
-    sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", count)
+    event.remove(sqlalchemy.Engine, "before_cursor_execute", count)
 
 
 @pytest.mark.parametrize(

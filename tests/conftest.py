@@ -1,6 +1,7 @@
 """Settings and fixtures that several test files share."""
 
 import os
+import signal
 import tempfile
 
 import jax
@@ -17,6 +18,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests press it for.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Four devices on whatever machine, for what is split over several; `parallel.use_every_core` gives
 # the command line as many as there are cores. Accelerators stay what they are.

@@ -8,8 +8,6 @@ number counts.
 import contextlib
 import itertools
 import json
-import os
-import socket
 import time
 import warnings
 import zlib
@@ -20,11 +18,11 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from jaxmnist.sweeps import liveness
 from jaxmnist.sweeps.space import Choices, Dimension, Space, Value
 from jaxmnist.sweeps.storage import opened, storage_errors
 
 SAMPLERS = ("grid", "random", "qmc", "tpe")
-PATIENCE = 300  # seconds: a worker that is silent for so long, on another host, is given up
 _POLL = 2.0
 _MOST_REPEATS = 200
 _WORKER, _RECORD, _REFUSED = "worker", "record", "refused"
@@ -285,9 +283,8 @@ class Search:
     def beat(self) -> None:
         """Says that this worker lives; to be done every now and then."""
         if self._shared:
-            sign = {"host": _host(), "pid": os.getpid(), "time": time.time()}
             with storage_errors():
-                self._study.set_user_attr(f"alive:{self._worker}", sign)
+                self._study.set_user_attr(f"alive:{self._worker}", liveness.sign())
 
     def wait_for_others(self) -> bool:
         """Waits until there is something to ask for again, or no other worker has a trial left.
@@ -297,7 +294,7 @@ class Search:
         Returns:
           Whether there may be something to ask for.
         """
-        seen: dict[str, tuple[Any, float]] = {}
+        watch = liveness.Watch()
         while True:
             with storage_errors():
                 live = self._live()
@@ -313,11 +310,7 @@ class Search:
                     return self._order.sampler == "grid" and self._order_grid()
                 for trial in running:
                     worker = trial.user_attrs.get(_WORKER, "")
-                    sign = self._study.user_attrs.get(f"alive:{worker}")
-                    if worker not in seen or seen[worker][0] != sign:
-                        seen[worker] = sign, time.monotonic()
-                    silent = time.monotonic() - seen[worker][1]
-                    if _is_dead_here(sign) or silent > PATIENCE:
+                    if watch.is_dead(worker, self._study.user_attrs.get(f"alive:{worker}")):
                         self._hand_back(trial)
             self.beat()
             time.sleep(_POLL)
@@ -331,25 +324,3 @@ def _suggest(handle: optuna.trial.Trial, name: str, dimension: Dimension) -> Non
         handle.suggest_int(name, low, high, step=dimension.step, log=dimension.log)
     else:
         handle.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
-
-
-def _host() -> str:
-    """Where process numbers mean the same."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
-    return f"{socket.gethostname()} {namespace}"
-
-
-def _is_dead_here(sign: Any) -> bool:
-    """Whether a worker ran on this host and its process is gone."""
-    if not isinstance(sign, Mapping) or sign.get("host") != _host():
-        return False
-    try:
-        os.kill(sign["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False

@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy import event
 
 from jaxmnist.errors import StorageError, UserError
+from jaxmnist.sweeps import liveness
 from jaxmnist.sweeps import search as search_lib
 from jaxmnist.sweeps.search import SAMPLERS, Order, Search, Trial
 from jaxmnist.sweeps.space import Space, parse
@@ -272,13 +273,13 @@ def test_what_a_dead_worker_had_is_tried_by_another(
     if how == "process gone":
         monkeypatch.setattr(os, "getpid", lambda: 2**30)  # none has so large a number
     else:
-        monkeypatch.setattr(search_lib.socket, "gethostname", lambda: "elsewhere")
-        monkeypatch.setattr(search_lib, "PATIENCE", 0.05)
+        monkeypatch.setattr(liveness.socket, "gethostname", lambda: "elsewhere")
+        monkeypatch.setattr(liveness, "PATIENCE", 0.05)
     a.beat()
     monkeypatch.undo()
     monkeypatch.setattr(search_lib, "_POLL", 0.01)
     if how != "process gone":
-        monkeypatch.setattr(search_lib, "PATIENCE", 0.05)
+        monkeypatch.setattr(liveness, "PATIENCE", 0.05)
     for trial in kept:
         b.finish(trial.number, record(trial), halved=False)
     taken = []

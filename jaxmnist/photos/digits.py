@@ -137,13 +137,11 @@ def _merged(groups: list[_Group], one: Callable[[Box, Box], bool]) -> list[_Grou
     """Groups of which no two are ``one``."""
     merged: list[_Group] = []
     for own, box in groups:
-        apart = []
-        for others, other in merged:
-            if one(box, other):
-                own, box = others + own, _around([box, other])
-            else:
-                apart.append((others, other))
-        merged = [*apart, (own, box)]
+        # Anew after each: the box has grown.
+        while near := next((group for group in merged if one(box, group[1])), None):
+            merged.remove(near)
+            own, box = near[0] + own, _around([box, near[1]])
+        merged.append((own, box))
     return merged
 
 

@@ -13,7 +13,11 @@ from jaxmnist.errors import UserError
 STDIN = "-"
 # Of those that Pillow knows; of the others some run programs to read a file, or write to stderr.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
-_FULL = {"I;16": 65535, "I;16B": 65535, "I;16L": 65535}  # of modes with other levels than 255
+_FULL = {"I;16": 65535, "I": 65535}  # of modes with other levels than 255
+
+# Of a transparent picture: from this share on what is opaque is a sheet that was cut out, and goes
+# on. What covers less was drawn, on white where it is dark and on black where it is light.
+_SHEET = 0.5
 
 
 def read(file: str) -> np.ndarray:
@@ -37,7 +41,7 @@ def read(file: str) -> np.ndarray:
                 # Cameras add a preview to a photo, which makes an MPO file of it.
                 if frames > 1 and picture.format != "MPO":
                     raise UserError(f"{name} has {frames} pictures: save the one that counts")
-                return _grey(ImageOps.exif_transpose(picture))
+                return _grey(_upright(picture))
         except UserError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -62,16 +66,29 @@ def _stream(file: str) -> str | io.BytesIO:
     return io.BytesIO(sys.stdin.buffer.read())
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    picture.load()  # what fails from here on is not the picture but what its camera noted
+    try:
+        return ImageOps.exif_transpose(picture)
+    except MemoryError:
+        raise
+    except Exception:
+        return picture
+
+
 def _grey(picture: Image.Image) -> np.ndarray:
     if picture.mode in _FULL:
         return np.asarray(picture).astype(np.float32) * (255 / _FULL[picture.mode])
-    if picture.mode in ("I", "F"):  # of any range
+    if picture.mode == "F":  # of any range
         levels = np.nan_to_num(np.asarray(picture).astype(np.float32))
         return (levels - levels.min()) * (255 / max(float(np.ptp(levels)), 1e-6))
     if picture.has_transparency_data:
         levels = np.asarray(picture.convert("LA")).astype(np.float32)
         grey_HW, opaque_HW = levels[..., 0], levels[..., 1] / 255
-        # On white where what is drawn is dark, on black where it is light.
-        dark = (grey_HW * opaque_HW).sum() < 127.5 * opaque_HW.sum()
-        return grey_HW * opaque_HW + (255 if dark else 0) * (1 - opaque_HW)
+        if opaque_HW.mean() > _SHEET:
+            behind = float(np.median(grey_HW[opaque_HW > 0.5]))
+        else:
+            dark = (grey_HW * opaque_HW).sum() < 127.5 * opaque_HW.sum()
+            behind = 255 if dark else 0
+        return grey_HW * opaque_HW + behind * (1 - opaque_HW)
     return np.asarray(picture.convert("L")).astype(np.float32)

@@ -89,7 +89,15 @@ def test_a_page_of_print_is_no_photo_of_digits():
 
 
 def test_noise_does_no_harm():
+    """It hangs together, and is one thing."""
     ink_HW = (np.random.default_rng(0).uniform(0, 1, (300, 300)) > 0.6).astype(np.float32)
-    for line in find_digits(ink_HW):
-        for digit in line:
-            assert digit.ink_HW.shape == (digit.box.height, digit.box.width)
+    ((digit,),) = find_digits(ink_HW)
+    assert digit.ink_HW.shape == (digit.box.height, digit.box.width)
+    assert digit.ink_HW.sum() > 0.9 * ink_HW.sum()
+
+
+@pytest.mark.parametrize("top", [48, 52])
+def test_a_piece_that_only_the_whole_digit_reaches(top: int):
+    """Of three pieces the first is close to neither other, but to both together."""
+    ink_HW = sheet((90, 50, 105, 58), (50, top, 60, 80), (75, 80, 105, 110), (300, 50, 310, 150))
+    assert boxes(ink_HW) == [[(50, min(top, 50), 105, 110), (300, 50, 310, 150)]]

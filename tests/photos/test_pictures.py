@@ -36,7 +36,8 @@ def test_modes(mode: str, tmp_path: Path):
     file = tmp_path / f"picture.{SUFFIXES.get(mode, 'png')}"
     levels = RAMP_HW
     if mode in ("I;16", "I"):
-        picture = Image.fromarray(RAMP_HW.astype(np.uint16) * 257).convert(mode)
+        levels = 100 + RAMP_HW // 5  # neither black nor white, and it stays so
+        picture = Image.fromarray(levels.astype(np.uint16) * 257).convert(mode)
     elif mode == "1":
         levels = np.where(RAMP_HW > 127, 255, 0)
         picture = Image.fromarray(levels.astype(np.uint8)).convert("1")
@@ -54,6 +55,26 @@ def test_transparent_paper_is_unlike_the_ink(pen: int, paper: int, tmp_path: Pat
     grey_HW = pictures.read(str(tmp_path / "picture.png"))
     assert grey_HW[10, 10] == pen
     assert grey_HW[0, 0] == paper
+
+
+def test_a_sheet_that_was_cut_out_goes_on(tmp_path: Path):
+    """What is transparent around it is no frame."""
+    cut_out = np.zeros((40, 60, 4), np.uint8)
+    cut_out[4:36, 4:56] = (230, 230, 230, 255)
+    cut_out[10:30, 28:32] = (30, 30, 30, 255)
+    Image.fromarray(cut_out).save(tmp_path / "picture.png")
+    grey_HW = pictures.read(str(tmp_path / "picture.png"))
+    expected_HW = np.full((40, 60), 230)
+    expected_HW[10:30, 28:32] = 30
+    np.testing.assert_allclose(grey_HW, expected_HW, atol=1)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!!", b"Exif\0\0MM"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_damaged_notes_of_the_camera_do_no_harm(suffix: str, exif: bytes, tmp_path: Path):
+    file = tmp_path / f"picture.{suffix}"
+    Image.fromarray(RAMP_HW).convert("RGB").save(file, exif=exif, dpi=(72, 72))
+    np.testing.assert_allclose(pictures.read(str(file)), RAMP_HW, atol=5)
 
 
 def test_the_camera_says_which_way_is_up(tmp_path: Path):

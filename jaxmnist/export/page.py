@@ -7,6 +7,7 @@ form of a digit as photos/form.py makes it. Here the layers and the weights are 
 import base64
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,49 +47,57 @@ class _Numbers:
         return base64.b64encode(joined.tobytes()).decode("ascii")
 
 
-def _conv(
-    layer: layers.Conv | layers.SeparableConv, leaves: Leaves, numbers: _Numbers
-) -> Described:
-    kernel_HWIO = leaves.get("kernel")
-    if kernel_HWIO is None:
-        kernel_HWIO = leaves["depthwise"].swapaxes(2, 3) * leaves["pointwise"]
+def _convolution(kernel_HWIO: np.ndarray, padding: int, numbers: _Numbers) -> Described:
+    size, _, inputs, features = kernel_HWIO.shape
     return {
         "kind": "conv",
-        "size": layer.kernel_size,
-        "padding": layer.padding,
-        "features": layer.features,
+        "size": size,
+        "padding": padding,
+        "inputs": inputs,
+        "features": features,
         "weight": numbers.add(kernel_HWIO.transpose(3, 2, 0, 1)),
-        "bias": numbers.add(leaves.get("bias")),
     }
 
 
-def _batch_norm(layer: layers.BatchNorm, leaves: Leaves, numbers: _Numbers) -> Described:
+def _conv(layer: layers.Conv, leaves: Leaves, numbers: _Numbers) -> list[Described]:
+    conv = _convolution(leaves["kernel"], layer.padding, numbers)
+    return [conv | {"bias": numbers.add(leaves.get("bias"))}]
+
+
+def _separable(layer: layers.SeparableConv, leaves: Leaves, numbers: _Numbers) -> list[Described]:
+    depthwise = _convolution(leaves["depthwise"], layer.padding, numbers)
+    pointwise = _convolution(leaves["pointwise"], 0, numbers)
+    return [depthwise | {"bias": -1}, pointwise | {"bias": numbers.add(leaves.get("bias"))}]
+
+
+def _batch_norm(layer: layers.BatchNorm, leaves: Leaves, numbers: _Numbers) -> list[Described]:
     factor = leaves["scale"] / np.sqrt(leaves["var"] + layer.EPSILON)
     offset = leaves["bias"] - leaves["mean"] * factor
-    return {"kind": "affine", "factor": numbers.add(factor), "offset": numbers.add(offset)}
+    return [{"kind": "affine", "factor": numbers.add(factor), "offset": numbers.add(offset)}]
 
 
-def _linear(layer: layers.Linear, leaves: Leaves, numbers: _Numbers) -> Described:
-    return {
+def _linear(layer: layers.Linear, leaves: Leaves, numbers: _Numbers) -> list[Described]:
+    linear = {
         "kind": "linear",
         "features": layer.features,
         "weight": numbers.add(leaves["kernel"].T),
         "bias": numbers.add(leaves.get("bias")),
     }
+    return [linear]
 
 
-_KINDS: dict[type[layers.Layer], Callable[[Any, Leaves, _Numbers], Described | None]] = {
+_KINDS: dict[type[layers.Layer], Callable[[Any, Leaves, _Numbers], list[Described]]] = {
     layers.Conv: _conv,
-    layers.SeparableConv: _conv,
+    layers.SeparableConv: _separable,
     layers.BatchNorm: _batch_norm,
     layers.Linear: _linear,
-    layers.Relu: lambda *_: {"kind": "relu"},
-    layers.Silu: lambda *_: {"kind": "silu"},
-    layers.MaxPool: lambda *_: {"kind": "maxpool"},
-    layers.GlobalAvgPool: lambda *_: {"kind": "pool", "maximum": False},
-    layers.GlobalAvgMaxPool: lambda *_: {"kind": "pool", "maximum": True},
-    layers.Flatten: lambda *_: None,  # maps lie one behind the other already
-    layers.Dropout: lambda *_: None,
+    layers.Relu: lambda *_: [{"kind": "relu"}],
+    layers.Silu: lambda *_: [{"kind": "silu"}],
+    layers.MaxPool: lambda *_: [{"kind": "maxpool"}],
+    layers.GlobalAvgPool: lambda *_: [{"kind": "pool", "maximum": False}],
+    layers.GlobalAvgMaxPool: lambda *_: [{"kind": "pool", "maximum": True}],
+    layers.Flatten: lambda *_: [],  # maps lie one behind the other already
+    layers.Dropout: lambda *_: [],
 }
 
 
@@ -96,13 +105,14 @@ def content(classifier: Classifier) -> bytes:
     """The page, in UTF-8."""
     numbers = _Numbers()
     described = [
-        _KINDS[type(layer)](layer, classifier.leaves(position), numbers)
+        part
         for position, layer in enumerate(classifier.network.layers)
+        for part in _KINDS[type(layer)](layer, classifier.leaves(position), numbers)
     ]
     network = {
         "mean": MEAN,
         "std": STD,
-        "layers": [layer for layer in described if layer],
+        "layers": described,
         "weights": numbers.text(),
         "about": _about(classifier),
     }
@@ -115,6 +125,8 @@ def _about(classifier: Classifier) -> str:
     text = f"{known['model']}, {int(known['params']):,} parameters"
     with contextlib.suppress(KeyError, ValueError):  # a file's metadata can be anything
         accuracy = float(known["final_accuracy"])
+        if not math.isfinite(accuracy):
+            raise ValueError
         what = "test images" if classifier.config.split == "train/test" else "images held out"
         text += f", {accuracy:.2f} % of {what} right"
     return f"{text}. Made by jaxmnist {jaxmnist.__version__}; what is drawn stays on this page."

@@ -1,9 +1,10 @@
 """What a benchmark ran on."""
 
-import os
 from pathlib import Path
 
 import jax
+
+from jaxmnist.training import parallel
 
 
 def hardware() -> str:
@@ -19,7 +20,7 @@ def hardware() -> str:
     # Virtual machines leave out what follows in the name, and the generations differ in speed.
     if zen := _zen(facts) if name.startswith("AMD EPYC") else None:
         name += f" (Zen {zen})"
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {parallel.cores()} cores"
 
 
 def on_cpu(device: str) -> bool:

@@ -1,6 +1,5 @@
 """What a run says on the terminal: header, live progress bar, a line an epoch, summary."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from jaxmnist.config import Config
 from jaxmnist.networks import analyze
 from jaxmnist.runs.checkpoint import Record
 from jaxmnist.runs.workdir import Row
-from jaxmnist.training import hosts
+from jaxmnist.training import hosts, parallel
 from jaxmnist.training.programs import Programs
 
 _COLUMNS = ("epoch", "lr", "train loss", "train acc", "eval loss", "eval acc", "images/s", "time")
@@ -24,7 +23,7 @@ _WIDTHS = (7, 11, 11, 10, 10, 16, 10, 8)
 def device_name() -> str:
     """What the run computes on, for example 'cpu, 2 cores'."""
     kind = jax.devices()[0].device_kind
-    return f"{kind}, {os.cpu_count()} cores" if kind == "cpu" else kind
+    return f"{kind}, {parallel.cores()} cores" if kind == "cpu" else kind
 
 
 def say(text: str = "") -> None:
@@ -144,7 +143,10 @@ def summary_text(summary: dict[str, Any], published: dict[str, Any] | None) -> s
         figures = f"published: {published['params']:,} parameters"
         if published["best_accuracy"] is not None:
             difference = final["mean"] - published["best_accuracy"]
-            figures += f", best epoch {published['best_accuracy']:.2f} % ({difference:+.2f} here)"
+            figures += (
+                f", best epoch {published['best_accuracy']:.2f} % "
+                f"(final epoch here {difference:+.2f})"
+            )
         elif "target_accuracy" in published:
             figures += f", target {published['target_accuracy']:.2f} %, nothing measured"
         lines.append(figures)

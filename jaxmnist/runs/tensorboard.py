@@ -67,7 +67,8 @@ class EventFiles:
             importlib.import_module("tensorboardX")
         except ImportError as error:
             raise UserError(
-                "--tensorboard is given and tensorboardX is missing: pip install '.[tensorboard]'"
+                "--tensorboard is given and tensorboardX is missing: "
+                "pip install 'jaxmnist[tensorboard]'"
             ) from error
 
     def write(self, rows: Sequence[Row]) -> None:

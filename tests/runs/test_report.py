@@ -130,11 +130,11 @@ def test_summary_of_three_seeds():
     [
         (
             {"params": 7784, "best_accuracy": 99.47},
-            "published: 7,784 parameters, best epoch 99.47 % (-0.03 here)",
+            "published: 7,784 parameters, best epoch 99.47 % (final epoch here -0.03)",
         ),
         (
             {"params": 6584, "best_accuracy": 95.7},
-            "published: 6,584 parameters, best epoch 95.70 % (+3.74 here)",
+            "published: 6,584 parameters, best epoch 95.70 % (final epoch here +3.74)",
         ),
         (
             {"params": 8440, "best_accuracy": None, "target_accuracy": 99.4},

@@ -234,7 +234,7 @@ def test_missing_library_is_told_before_anything_is_written(
     with pytest.raises(UserError) as caught:
         train.run(runs.config, tmp_path / "run", tensorboard=True)
     assert str(caught.value) == (
-        "--tensorboard is given and tensorboardX is missing: pip install '.[tensorboard]'"
+        "--tensorboard is given and tensorboardX is missing: pip install 'jaxmnist[tensorboard]'"
     )
     assert not (tmp_path / "run").exists()
 

@@ -153,7 +153,7 @@ def test_cores_are_counted_where_there_is_no_affinity(monkeypatch: pytest.Monkey
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for count, expected in ((6, 6), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
-        assert parallel._cores() == expected
+        assert parallel.cores() == expected
 
 
 # Whole programs.

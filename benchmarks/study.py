@@ -9,7 +9,8 @@ one program; with --peer torch the same recipe in PyTorch, a seed in a process o
 core. It goes on after any interruption. Let nothing else run beside it.
 
 --report prints the table of the README and draws figures/study.png, out of the file alone. Lines of
-another version of the package are kept there and not mixed in: the newest version counts.
+another version of the package, or of a recipe that set other fields, are kept there and not mixed
+in: the newest version and today's recipe count.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def line(recipe: str, seed: int, params: int, accuracies: Sequence[float], rate:
         "device": hardware(),
         "jax_version": jax.__version__,
         "version": jaxmnist.__version__,
+        "fields": study_report.fields(recipe),
     }
 
 
@@ -114,11 +116,12 @@ def study_torch(names: Sequence[str], seeds: int) -> None:
             f"--recipes {' '.join(others)}: PyTorch has only the published ones, {', '.join(known)}"
         )
     import study_torch as peer
+    import torch
 
     tasks = [(recipe, seed) for recipe in names for seed in missing(recipe, seeds, "torch")]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(parallel.cores(), maxtasksperchild=1) as pool:
         for run in pool.imap_unordered(peer.run, tasks):
-            add(line(*run) | {"peer": "torch"})
+            add(line(*run) | {"peer": "torch", "torch_version": torch.__version__})
             print(f"{run[0]}, seed {run[1]}: {run[3][-1]:.2f} %", flush=True)
 
 

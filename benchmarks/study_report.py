@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy import special
 
 from jaxmnist import published, recipes
+from jaxmnist.config import what_is_trained
 
 FIGURE = Path(__file__).parent / "figures" / "study.png"
 BAR = 99.40  # percent, that these exercises ask for
@@ -27,14 +28,22 @@ def read(file: Path) -> list[Line]:
     return [json.loads(text) for text in file.read_text().splitlines()]
 
 
+def fields(recipe: str) -> Line:
+    """What a recipe sets, but for the number of epochs."""
+    set_fields = what_is_trained(recipes.load(recipe))
+    return {name: value for name, value in set_fields.items() if name != "num_epochs"}
+
+
 def runs(lines: Sequence[Line], recipe: str, peer: str = "jaxmnist") -> list[Line]:
-    """Those of a recipe, as long as it says, of the newest version of the package that there is.
+    """Those of a recipe as it is today, of the newest version of the package that there is.
 
     Args:
       peer: what trained them, jaxmnist or torch.
     """
-    kind = recipe, peer, recipes.load(recipe).num_epochs
-    found = [one for one in lines if (one["recipe"], one["peer"], one["epochs"]) == kind]
+    kind = recipe, peer, recipes.load(recipe).num_epochs, fields(recipe)
+    found = [
+        one for one in lines if (one["recipe"], one["peer"], one["epochs"], one["fields"]) == kind
+    ]
 
     def number(line: Line) -> tuple[int, ...]:
         return tuple(map(int, line["version"].split(".")))

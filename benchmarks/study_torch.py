@@ -4,9 +4,9 @@ import statistics
 import time
 
 import torch
-from torch_peers import TORCH_NETWORKS, TorchRecipe, augmented, load_config
+from torch_peers import TORCH_NETWORKS, TorchRecipe, augmented
 
-from jaxmnist import data
+from jaxmnist import data, recipes
 from jaxmnist.networks import models
 
 
@@ -24,7 +24,7 @@ def run(task: tuple[str, int]) -> tuple[str, int, int, list[float], float]:
     recipe, seed = task
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    config = load_config(recipe)
+    config = recipes.load(recipe)
     train, test = data.load("mnist", config.split)
     images, labels = torch.from_numpy(train.images_NHW), torch.from_numpy(train.labels_N).long()
     test_images = _normalized(torch.from_numpy(test.images_NHW).float()[:, None])

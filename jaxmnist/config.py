@@ -144,6 +144,9 @@ FIELDS: dict[str, Field] = {
 }
 
 
+_HOW_NOT_WHAT = ("seed", "num_seeds", "mesh.", "checkpoint.")
+
+
 def default_config() -> Config:
     """A recipe's starting point; the files in configs/ set what differs."""
     nested: dict[str, Any] = {}
@@ -165,6 +168,15 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def what_is_trained(config: Config) -> dict[str, Any]:
+    """What differs from the defaults, but for fields that say how often and how it is trained."""
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if not name.startswith(_HOW_NOT_WHAT) and value != FIELDS[name].default
+    }
 
 
 def from_json(text: str) -> Config:
@@ -203,6 +215,23 @@ def validate(config: Config) -> None:
     Raises:
       UserError: naming the first wrong field, its value and what is allowed.
     """
+    _validate_each(config)
+    _validate_together(config)
+
+
+def normalized(config: Config) -> Config:
+    """A copy whose fields can be set, each of its own type.
+
+    Raises:
+      UserError: where a field by itself is wrong, as ``validate``.
+    """
+    _validate_each(config)
+    copy = default_config()
+    copy.update_from_flattened_dict(flatten(config))
+    return copy
+
+
+def _validate_each(config: Config) -> None:
     given = flatten(config)
     for name in given:
         if name not in FIELDS:
@@ -217,7 +246,6 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{name} is {value!r}: it must be of type {kind.__name__}")
         if allowed and not allowed.holds(value):
             raise UserError(f"config.{name} is {value!r}: it must be {allowed.description}")
-    _validate_together(config)
 
 
 def architecture(config: Config) -> models.Model:

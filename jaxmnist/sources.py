@@ -18,9 +18,9 @@ from jaxmnist.config import (
     Config,
     architecture,
     did_you_mean,
-    flatten,
     from_json,
     validate,
+    what_is_trained,
 )
 from jaxmnist.errors import Stopped, UserError
 from jaxmnist.export import torch_weights
@@ -35,8 +35,6 @@ Recipe = str | os.PathLike[str] | Config
 
 WEIGHTS = Path(__file__).parent / "weights"
 """A file for each recipe, NAME.safetensors, that benchmarks/weights.py writes."""
-
-_HOW_NOT_WHAT = ("seed", "num_seeds", "mesh.", "checkpoint.")
 
 
 def packaged() -> list[str]:
@@ -54,20 +52,21 @@ def load(
     path = Path(os.path.expanduser(source))
     # os.path answers for any string; pathlib raises where a name is too long.
     a_file = path.suffix in torch_weights.SUFFIXES and not os.path.isdir(path)
+    a_run = not a_file and bool(source) and os.path.exists(path)
+    if not a_file and not a_run and os.fspath(source) not in packaged():
+        raise UserError(
+            f"{os.fspath(source)!r} is no trained network: name a run's folder, a file that ends "
+            f"in {', '.join(torch_weights.SUFFIXES)}, or one of {', '.join(packaged())}"
+        )
     if not a_file and recipe is not None:
         raise UserError(f"{source} has a recipe of its own: leave --config, or recipe=, out")
-    if not a_file and source and os.path.exists(path):
+    if a_run:
         return load_run(path, str(checkpoint), seed)
     if (checkpoint, seed) != ("last", None):
         raise UserError(f"{source} is no run: leave checkpoint and seed out, it is one network")
     if a_file:
         return _of_weights(path, recipe, str(path))
-    if os.fspath(source) in packaged():
-        return _of_weights(WEIGHTS / f"{source}.safetensors", None, f"the packaged {source}")
-    raise UserError(
-        f"{os.fspath(source)!r} is no trained network: name a run's folder, a file that ends in "
-        f"{', '.join(torch_weights.SUFFIXES)}, or one of {', '.join(packaged())}"
-    )
+    return _of_weights(WEIGHTS / f"{source}.safetensors", None, f"the packaged {source}")
 
 
 def load_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
@@ -106,10 +105,10 @@ def _of_weights(file: Path, recipe: Recipe | None, called: str) -> Classifier:
             validate(config)
         except (ValueError, UserError) as error:
             raise UserError(
-                f"{file} has no usable configuration ({error}): name its recipe"
+                f"{file} has no usable configuration ({error}): {_remedy(file)}"
             ) from error
     else:
-        raise UserError(f"{file} needs a recipe: name it, or make a .safetensors of it")
+        raise UserError(f"{file} does not say its recipe: {_remedy(file)}")
     network = models.build(architecture(config))
     in_order = file.suffix != ".safetensors"
     try:
@@ -119,14 +118,17 @@ def _of_weights(file: Path, recipe: Recipe | None, called: str) -> Classifier:
     return Classifier(config, params, batch_stats, called, metadata)
 
 
+def _remedy(file: Path) -> str:
+    return (
+        "name it with recipe=, or write a file that says it: python -m jaxmnist.convert --config "
+        f"RECIPE --from {file} --to NEW.safetensors"
+    )
+
+
 def packaged_recipe(config: Config) -> str | None:
     """The packaged recipe that ``config`` follows, whatever seeds and devices; None for none."""
-
-    def what(config: Config) -> dict[str, Any]:
-        return {k: v for k, v in flatten(config).items() if not k.startswith(_HOW_NOT_WHAT)}
-
     for name in recipes.names():
-        if what(recipes.load(recipes.path(name))) == what(config):
+        if what_is_trained(recipes.load(recipes.path(name))) == what_is_trained(config):
             return name
     return None
 

@@ -21,6 +21,7 @@ def made(recipe: str, seed: int, accuracy: float, epochs: int, params: int) -> d
         "params": params,
         "epochs": epochs,
         "final_accuracy": accuracy,
+        "fields": study_report.fields(recipe),
     }
 
 

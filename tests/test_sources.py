@@ -144,10 +144,13 @@ def test_networks_that_are_not_there(tmp_path: Path):
         ),
         ("model4", {}, "or one of compact, compact_sgd, compact_tiny, "),
         ("", {}, "'' is no trained network"),
+        ("nowhere", {"recipe": "model3"}, "'nowhere' is no trained network"),
+        ("nowhere", {"checkpoint": "best", "seed": 1}, "'nowhere' is no trained network"),
+        ("model3", {"recipe": "model3"}, "model3 has a recipe of its own: leave --config"),
         ("a\nb", {}, "'a\\nb' is no trained network"),
         ("x" * 300, {}, "is no trained network"),
         (tmp_path, {}, "holds no run"),
-        (file, {}, "weights.pth needs a recipe"),
+        (file, {}, "weights.pth does not say its recipe: name it with recipe="),
         (file, {"recipe": "compact"}, "weights.pth does not fit compact: "),
         (file, {"recipe": "vgg"}, "recipe 'vgg' is neither a file nor one of the packaged ones: "),
         (tmp_path / "none.pth", {"recipe": "model3"}, "none.pth is no file"),
@@ -245,7 +248,7 @@ def test_weights_whose_configuration_is_of_no_use(text: str, words: str, tmp_pat
     message = str(raised.value)
     assert words in message
     assert message.isprintable()
-    assert message.endswith(": name its recipe") or "does not fit" in message
+    assert "): name it with recipe=" in message or "does not fit" in message
     assert jaxmnist.load(file, recipe="model3").metadata["params"] == "7784"
 
 
@@ -275,6 +278,7 @@ def test_training_is_that_of_the_command(tmp_path: Path, idx_folder: Path, image
         ("model3", {"num_epochs": "three"}, "config.num_epochs is 'three': it must be of type int"),
         ("model3", {"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate is -1.0"),
         ("model3", {"dataset": "nowhere"}, "'nowhere'"),
+        ("model3", {"recipe": "", "num_epochs": 0}, "config.num_epochs is 0"),
     ],
 )
 def test_training_that_cannot_be(recipe: str, fields: dict[str, Any], words: str):

@@ -194,6 +194,10 @@ def parse_with_recipe(argv: list[str], flag_values: flags.FlagValues) -> None:
     except Exception as error:  # the recipe is code: it can raise anything
         raise _broken_recipe(file, error) from error
     recipe = flag_values["config"].value
+    try:
+        hasattr(recipe, "keys")  # ml_collections holds an OSError back until the recipe is used
+    except OSError as error:
+        raise _broken_recipe(file, error.__cause__ or error) from error
     if not isinstance(recipe, ml_collections.ConfigDict):
         raise UserError(f"--config {file}: get_config() must return a ConfigDict, not {recipe!r}")
 
@@ -216,6 +220,8 @@ def _with_recipe_file(argv: list[str]) -> tuple[list[str], str]:
                         f"{', '.join(recipes.names())}"
                     )
                 file = str(recipes.path(given))
+            if any(re.match(r"--?config(=|$)", argument) for argument in rest):
+                raise UserError("--config is given twice: name one recipe")
             return [*argv[:place], f"--config={file}", *rest], file
     raise UserError(
         f"--config is missing: name a recipe's file or one of {', '.join(recipes.names())}"

@@ -85,8 +85,10 @@ def _parse(argv: list[str]) -> None:
     cli.parse_with_recipe(rest, _FLAGS)
     if not _asked:
         raise UserError("nothing is swept: --sweep.FIELD=a,b,c or --sweep.FIELD=low..high")
-    if _WORKDIR.value is None:
+    if not _WORKDIR.value:
         raise UserError("--workdir is missing: name a folder for the sweep")
+    if _STORAGE.value == "":
+        raise UserError("--storage is empty: name a database, or leave it out")
     if importlib.util.find_spec("optuna") is None:
         raise UserError("Optuna is missing: pip install 'jaxmnist[sweep]'")
     for field in _asked:
@@ -100,7 +102,7 @@ def _sweep() -> None:
 
     signals.raise_on_ctrl_c()
     parallel.use_every_core()
-    recipe = _RECIPE.value
+    recipe = config.normalized(_RECIPE.value)
     split = recipe.split
     if not any(re.match(r"--?config\.split(=|$)", argument) for argument in _typed):
         recipe.split = "train/val"

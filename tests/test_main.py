@@ -65,6 +65,7 @@ FILES = {".lock", "config.json", "metrics.jsonl", "summary.json", "checkpoints"}
 
 BAD_RECIPES = {
     "syntax": "def get_config(:\n",
+    "no such file": "def get_config():\n    open('rates.json')\n",
     "raises": "def get_config():\n    raise ValueError('the\\nreason')\n",
     "none": "def get_config():\n    pass\n",
     "nothing": "",
@@ -107,6 +108,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "syntax error": (("--config=RECIPES/syntax.py",), ("syntax.py", "line 1")),
     "recipe raises": (("--config=RECIPES/raises.py",), ("raises.py", "the reason")),
+    "recipe misses a file": (
+        ("--config=RECIPES/no such file.py",),
+        ("no such file.py", "FileNotFoundError", "rates.json"),
+    ),
+    "two recipes": ((*RECIPE, "--config=model3"), ("--config is given twice",)),
     "recipe of nothing": (("--config=RECIPES/none.py",), ("none.py", "get_config")),
     "no get_config": (("--config=RECIPES/nothing.py",), ("nothing.py", "get_config")),
     "unknown flag": ((*RECIPE, "--epochs=3"), ("'epochs'",)),

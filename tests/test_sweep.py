@@ -18,6 +18,7 @@ from workdirs import wait_for
 
 from jaxmnist.config import FIELDS
 from jaxmnist.errors import UserError
+from jaxmnist.sweeps.space import configured
 from jaxmnist.training import parallel
 
 TIMEOUT = 240
@@ -28,6 +29,13 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing swept": (RECIPE, "nothing is swept: --sweep.FIELD=a,b,c or"),
     "no recipe": ((RATES, "--workdir=out"), "--config is missing"),
     "no workdir": ((RECIPE[0], RATES), "--workdir is missing"),
+    "empty workdir": ((RECIPE[0], RATES, "--workdir="), "--workdir is missing"),
+    "empty storage": ((*RECIPE, RATES, "--storage="), "--storage is empty: name a database"),
+    "two recipes": ((*RECIPE, RATES, "--config=model3"), "--config is given twice"),
+    "no configuration": (
+        ("--config=EMPTY", "--workdir=out", RATES),
+        "config.recipe is missing: start from jaxmnist.config.default_config()",
+    ),
     "no values": ((*RECIPE, "--sweep.dropout"), "--sweep.dropout has no values"),
     "empty": ((*RECIPE, "--sweep.dropout="), "--sweep.dropout has no values"),
     "twice": ((*RECIPE, RATES, RATES), "--sweep.optimizer.learning_rate is given twice"),
@@ -58,7 +66,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def placed(args: tuple[str, ...], folder: Path) -> list[str]:
-    return [argument.replace("FILE", str(folder / "file")) for argument in args]
+    args = tuple(argument.replace("FILE", str(folder / "file")) for argument in args)
+    return [argument.replace("EMPTY", str(folder / "empty.py")) for argument in args]
 
 
 RECIPE_LOADER = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -78,6 +87,9 @@ def sweep_here(*args: str) -> None:
 def test_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     args, words = REFUSED[name]
     (tmp_path / "file").write_text("text")
+    (tmp_path / "empty.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         sweep_here(*placed(args, tmp_path))
@@ -85,7 +97,7 @@ def test_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert words in message
     assert message.isprintable()
     there = {path.name for path in tmp_path.iterdir()}
-    assert there <= {"file", "out"}
+    assert there <= {"file", "empty.py", "out"}
     assert "out" not in there or name == "storage"
 
 
@@ -173,6 +185,25 @@ def test_settings_are_not_chosen_on_the_test_set(tmp_path: Path, monkeypatch: py
     assert config.split == "train/val"
     assert options["split"] == "train/test"
     assert options["command"] == f"python -m jaxmnist.sweep {' '.join(args)}"
+
+
+@RECIPE_LOADER
+def test_a_recipe_may_say_1_for_1_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a configuration of its own making, whose field would take whole numbers alone."""
+    from jaxmnist.sweeps import sweep
+
+    (tmp_path / "mine.py").write_text(
+        "import ml_collections\nfrom jaxmnist.config import default_config\n\n\n"
+        "def get_config():\n    nested = default_config().to_dict()\n"
+        "    nested['optimizer']['learning_rate'] = 1\n"
+        "    return ml_collections.ConfigDict(nested)\n"
+    )
+    seen: list[Any] = []
+    monkeypatch.setattr(sweep, "run", lambda *args, **_: seen.append(args[0]))
+    sweep_here(f"--config={tmp_path / 'mine.py'}", "--workdir=out", RATES)
+    (config,) = seen
+    assert (config.split, config.optimizer.learning_rate) == ("train/val", 1.0)
+    assert configured(config, {"optimizer.learning_rate": 0.5}).optimizer.learning_rate == 0.5
 
 
 def begin(folder: Path, *args: str) -> subprocess.Popen[bytes]:

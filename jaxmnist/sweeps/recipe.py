@@ -1,6 +1,7 @@
 """best.py: the best settings of a sweep as a recipe that ``jaxmnist.main --config`` takes."""
 
 import json
+import shlex
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -71,11 +72,12 @@ def _literal(value: bool | int | float | str) -> str:
 
 def _wrapped(command: str) -> list[str]:
     """The command over several lines, as a shell and a docstring take it."""
-    lines = textwrap.wrap(
-        _escaped(command),
-        _WIDTH - 8,
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    first, *arguments = shlex.split(command)
+    lines = [first]
+    for argument in map(shlex.quote, arguments):  # which may hold spaces
+        if len(lines[-1]) + len(argument) < _WIDTH - 8:
+            lines[-1] += f" {argument}"
+        else:
+            lines.append(f"    {argument}")
+    lines = [_escaped(line) for line in lines]
     return [f"{line} \\\\" for line in lines[:-1]] + lines[-1:]

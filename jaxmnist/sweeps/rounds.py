@@ -81,7 +81,7 @@ class Rounds:
         self._data, self._leave = datasets, leave
         self._programs: dict[Any, Programs] = {}
         self._placed: dict[Any, tuple[Images, Images]] = {}
-        self._refused, self._reason, self._exhausted = 0, "", False
+        self._refused, self._exhausted = 0, False
         self._beaten = time.monotonic()
 
     def run(self) -> None:
@@ -126,8 +126,10 @@ class Rounds:
                 barren += 1
         if self._exhausted or barren == _MOST_BARREN:
             self._board.say("no further settings were found that can be trained and are new")
-        if self._refused and not trials and not self._search.records():
-            raise UserError(f"{self._refused} trials in a row cannot be trained: {self._reason}")
+        if not trials and not self._search.records() and (reasons := self._search.refused()):
+            raise UserError(
+                f"none of {len(reasons)} settings can be trained; the last: {reasons[-1]}"
+            )
         return trials
 
     def _is_allowed(self, trial: Trial) -> bool:
@@ -135,8 +137,7 @@ class Rounds:
         try:
             check(self._configured(trial), len(self._data[0]), self._options.max_params)
         except UserError as error:
-            self._reason = str(error)
-            self._search.refuse(trial.number, self._reason)
+            self._search.refuse(trial.number, str(error))
             self._refused += 1
             # A grid has an end of its own.
             self._exhausted |= self._order.sampler != "grid" and self._refused >= _MOST_REFUSED

@@ -68,6 +68,7 @@ class Search:
         self._order, self._worker = order, worker
         self._shared = isinstance(storage, str)
         self._ids: dict[int, int] = {}
+        self._in_vain: set[int] = set()  # trials whose values were waited for
         self._storage, self._study, self._told = opened(storage, name)
         with storage_errors():
             self._study.sampler = self._sampler()
@@ -217,13 +218,19 @@ class Search:
 
     def _await_those_before(self, number: int) -> None:
         """Lets other workers get the values of what they have asked for before ``number``."""
-        for _ in range(100 if self._shared else 0):
-            if not any(
-                trial.state == TrialState.RUNNING and self._is_cut_short(trial)
+        if not self._shared:
+            return
+        unfinished = set()
+        for _ in range(100):
+            unfinished = {
+                trial.number
                 for trial in self._trials()[:number]
-            ):
-                break
+                if trial.state == TrialState.RUNNING and self._is_cut_short(trial)
+            }
+            if unfinished <= self._in_vain:
+                return
             time.sleep(0.05)
+        self._in_vain |= unfinished  # whoever asked for them died
 
     def report(self, number: int, epoch: int, accuracy: float) -> None:
         """Notes the accuracy (percent) of a trial after ``epoch``."""

@@ -21,7 +21,7 @@ _FIXED = {
     "seed": "--config.num_seeds=N gives each trial N seeds",
     "num_seeds": "--config.num_seeds=N gives each trial N seeds",
     "mesh": "it changes nothing but the speed; --config.mesh.…=N sets it",
-    "checkpoint": "it changes nothing of the result; --config.checkpoint.…=N sets it",
+    "checkpoint": "it changes nothing of the result; --config.checkpoint.every_epochs=N sets it",
 }
 
 
@@ -42,6 +42,12 @@ class Range(NamedTuple):
     @property
     def whole(self) -> bool:
         return isinstance(self.low, int)
+
+    @property
+    def middle(self) -> float:
+        if self.whole:
+            return self.low + (int(self.high - self.low) // self.step // 2) * self.step
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
 
 Dimension = Choices | Range
@@ -70,13 +76,22 @@ class Space(NamedTuple):
                 total = math.inf
         return total
 
-    def corners(self) -> list[dict[str, Value]]:
-        """The settings of all first choices and lower ends, and of all last ones and upper ends."""
-        first, last = {}, {}
+    def probes(self) -> list[dict[str, Value]]:
+        """Settings from all over the space.
+
+        Those of all first choices and lower ends, and of all last ones and upper ends; and with
+        all ranges at their middle each choice, while of the others' the first is taken.
+        """
+        first, middle, last = {}, {}, {}
         for name, dimension in self.dimensions.items():
             ends = dimension.values if isinstance(dimension, Choices) else dimension[:2]
-            first[name], last[name] = ends[0], ends[-1]
-        return [self.settings(first), self.settings(last)]
+            first[name] = middle[name] = ends[0]
+            last[name] = ends[-1]
+            if isinstance(dimension, Range):
+                middle[name] = dimension.middle
+        choices = {n: d.values for n, d in self.dimensions.items() if isinstance(d, Choices)}
+        each = [middle | {name: value} for name, values in choices.items() for value in values]
+        return [self.settings(values) for values in (first, last, middle, *each)]
 
     @property
     def is_grid(self) -> bool:

@@ -139,12 +139,12 @@ def _order(config: Config, space: Space, options: Options) -> Order:
 def _check_points(
     config: Config, space: Space, order: Order, options: Options, train_size: int
 ) -> None:
-    """Every point of a grid, or the corners of the space, before anything is written.
+    """Every point of a grid, or some of another space, before anything is written.
 
     Raises:
-      UserError: where a point of the grid cannot be trained; elsewhere where neither corner can.
+      UserError: where a point of the grid cannot be trained; elsewhere where none of them can.
     """
-    points = space.corners()
+    points = space.probes()
     if order.sampler == "grid":
         choices = [d.values for d in space.dimensions.values() if isinstance(d, Choices)]
         points = [

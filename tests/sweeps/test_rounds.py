@@ -3,7 +3,9 @@
 import contextlib
 import json
 import re
+import shlex
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from jaxmnist.networks import target
 from jaxmnist.runs import assemble, train
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
+from jaxmnist.sweeps import recipe as recipe_lib
 from jaxmnist.sweeps import rounds as rounds_lib
 from jaxmnist.sweeps import sweep
 from jaxmnist.sweeps.folder import SweepDir
@@ -66,7 +69,7 @@ def run(config: Config, workdir: Path, asked: dict[str, str], **options: Any) ->
         parse(asked),
         workdir,
         Options(**options),
-        command="python -m jaxmnist.sweep …",
+        command="python -m jaxmnist.sweep ...",
         split="train/test",
     )
 
@@ -185,9 +188,28 @@ def test_the_best_is_a_recipe(idx_folder: Path, tmp_path: Path):
     assert recipe.to_json() == expected.to_json()
     said = " ".join(module["__doc__"].split())
     assert f"Trial {best['trial']} of a sweep" in said
-    assert "python -m jaxmnist.sweep …" in said
+    assert "python -m jaxmnist.sweep ..." in said
     assert f"{best['final_accuracy']['mean']:.3f} % (n = 1" in said
     assert max(map(len, (workdir / "best.py").read_text().splitlines())) <= 100
+
+
+def test_the_command_in_a_recipe_is_one_for_a_shell():
+    """However long, and whatever its arguments hold: a shell makes the same of it again."""
+    choices = ", ".join(str(number) for number in range(1, 13))
+    names = [f"--sweep.batch_size={choices}"] * 4 + ["it's", "a\\b"]
+    typed = ["python", "-m", "jaxmnist.sweep", *names]
+    best = {"trial": 0, "settings": {}, "params": 1, "receptive_field": 1}
+    best |= {"final_accuracy": {"mean": 99.0, "sd": None}}
+    text = recipe_lib.text(default_config(), best, 1, shlex.join(typed), "train/val")
+    assert max(map(len, text.splitlines())) <= 100
+    module: dict[str, Any] = {}
+    exec(compile(text, "best.py", "exec"), module)
+    lines = module["__doc__"].partition("Found by\n")[2].partition("\nAccuracy")[0]
+    assert lines.count("\\\n") > 1
+    said = subprocess.run(
+        ["sh", "-c", f"printf '%s\n' {lines.strip()}"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines() == typed
 
 
 def test_a_finished_sweep_is_only_reported(idx_folder: Path, tmp_path: Path):
@@ -372,6 +394,12 @@ def test_halving(idx_folder: Path, tmp_path: Path):
         full = run(config, tmp_path / "full", asked, parallel=6)
     halved = run(config, tmp_path / "halved", asked, parallel=2, halving=2)
     assert halved_epochs(halved) == [1, 1, 1, 2, 4, 4]
+    for record in halved:
+        if record["epochs"] < 4:
+            luckier = record | {"final_accuracy": {"mean": 100.0}}
+            best = sweep._best(config, [*halved, luckier])
+            assert best
+            assert best["epochs"] == 4
     for one, other in zip(halved, full, strict=True):
         assert one["settings"] == other["settings"]
         if one["epochs"] == 4:
@@ -426,10 +454,22 @@ def test_what_cannot_be_trained_is_left_out(idx_folder: Path, tmp_path: Path):
     assert all(record["settings"]["batch_size"] <= 640 for record in records)
 
 
+def test_a_space_is_refused_where_nothing_in_it_can_be_trained(idx_folder: Path):
+    """Not where only its ends cannot: Nesterov needs SGD and a momentum."""
+    config = tiny(idx_folder, **{"optimizer.nesterov": True})
+    options = Options(trials=4)
+    for names in ("sgd,adam", "adam,sgd", "adam"):
+        space = parse({"optimizer.momentum": "0..0.95", "optimizer.name": names})
+        order = sweep._order(config, space, options)
+        refused = pytest.raises(UserError, match=r"nesterov .*with optimizer\.momentum=0")
+        with refused if names == "adam" else contextlib.nullcontext():
+            sweep._check_points(config, space, order, options, 640)
+
+
 def test_none_small_enough(idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rounds_lib, "_MOST_REFUSED", 20)
     asked = {"network.blocks": "100..200/4..8"}
-    with pytest.raises(UserError, match=r"20 trials in a row .* more than --max_params 50"):
+    with pytest.raises(UserError, match=r"none of 20 settings .* more than --max_params 50"):
         run(tiny(idx_folder), tmp_path / "s", asked, trials=4, max_params=50, sampler="random")
 
 
@@ -441,8 +481,9 @@ def test_a_grid_is_asked_to_its_end(
     asked = {"network.blocks": "40/40,30/30,20/20,3/4"}
     records = run(tiny(idx_folder, num_epochs=1), tmp_path / "s", asked, max_params=300)
     assert [record["settings"]["network.blocks"] for record in records] == ["3/4"]
-    with pytest.raises(UserError, match=r"4 trials in a row .* more than --max_params 50"):
-        run(tiny(idx_folder), tmp_path / "none", asked, max_params=50)
+    for _ in range(2):  # begun anew, too
+        with pytest.raises(UserError, match=r"none of 4 settings .* more than --max_params 50"):
+            run(tiny(idx_folder), tmp_path / "none", asked, max_params=50)
 
 
 def test_ctrl_c_during_the_last_save_of_a_population(
@@ -620,6 +661,8 @@ def test_members_are_spread_over_devices(idx_folder: Path, tmp_path: Path):
     config = tiny(idx_folder, **{"mesh.seed": 0})
     alone = run(tiny(idx_folder), tmp_path / "alone", GRID, parallel=6)
     spread = run(config, tmp_path / "spread", GRID, parallel=6)
+    members = [configured(config, record["settings"]) for record in spread]
+    assert Cohort.of(members, 640, range(6)).mesh().shape["seed"] == 3
     for one, other in zip(spread, alone, strict=True):
         assert one["final_accuracy"]["mean"] == pytest.approx(
             other["final_accuracy"]["mean"], abs=1

@@ -169,6 +169,18 @@ def test_what_was_cut_short_and_handed_on_stays_with_the_other(
     assert len(set(values(b.ask(10)))) == GRID.size
 
 
+def test_those_who_died_while_asking_are_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And what was asked for meanwhile is none of theirs."""
+    a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
+    a._study.ask()  # and is killed
+    waited: list[float] = []
+    monkeypatch.setattr(search_lib.time, "sleep", waited.append)
+    assert len(set(values(b.ask(10)))) == GRID.size - 1
+    assert sum(waited) == pytest.approx(5)
+
+
 def test_a_result_that_was_told_stays(tmp_path: Path):
     search = opened(tmp_path, order())
     (trial,) = search.ask(1)

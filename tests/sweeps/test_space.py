@@ -64,6 +64,23 @@ def test_oriented_widths_go_in_steps():
     }
 
 
+def test_probes_see_each_choice_and_both_ends():
+    space = parse(
+        {
+            "optimizer.momentum": "0..0.9",
+            "optimizer.name": "sgd,adam",
+            "batch_size": "10..19",
+            "optimizer.learning_rate": "log:0.01..1",
+            "network.blocks": "8..24o/8",
+        }
+    )
+    assert [tuple(settings.values()) for settings in space.probes()] == [
+        (0.0, "sgd", 10, 0.01, "8o/8"),
+        (0.9, "adam", 19, 1.0, "24o/8"),
+        *((0.45, name, 14, pytest.approx(0.1), "16o/8") for name in ("sgd", "sgd", "adam")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("asked", "size"),
     [

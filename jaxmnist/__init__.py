@@ -42,7 +42,7 @@ def load(
 
     Args:
       source: a run's folder, a file of weights (.pth, .pt, .safetensors), or the name of a network
-        that comes with the package, one for each recipe: 'model3'. What is on the disk goes before.
+        that comes with the package, one for each recipe: 'model3'. Files and folders come first.
       recipe: what the weights of a file belong to: the name of a packaged recipe, the file of
         another one, or a configuration. Files that ``save`` wrote as .safetensors know it.
       checkpoint: of a run: 'best', 'last' or the number of an epoch.
@@ -75,6 +75,7 @@ def save(classifier: "Classifier", file: "str | os.PathLike[str]") -> None:
 
 def train(
     recipe: "str | os.PathLike[str] | Config",
+    /,
     workdir: "str | os.PathLike[str] | None" = None,
     **fields: Any,
 ) -> "tuple[Classifier, list[Row]]":

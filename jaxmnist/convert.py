@@ -74,7 +74,7 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
         raise UserError(
             f"config.num_seeds is {recipe.num_seeds}: set it to 1, weights are those of one seed"
         )
-    if os.path.exists(workdir) and (not workdir.is_dir() or any(workdir.iterdir())):
+    if os.path.lexists(workdir) and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--to {workdir} is not an empty folder: choose another")
     engine = assemble.engine(recipe)
     try:
@@ -87,9 +87,9 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
     opt_state = engine.optimizer(member).init(params)
     state = TrainState(jnp.int32(0), params, batch_stats, opt_state)
     try:
-        workdir.parent.mkdir(parents=True, exist_ok=True)
+        workdir.mkdir(parents=True, exist_ok=True)
         # Elsewhere until it is whole: a run without its checkpoint would train from scratch.
-        with tempfile.TemporaryDirectory(prefix=".convert-", dir=workdir.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".convert-", dir=workdir) as folder:
             run = Workdir(Path(folder) / "run", recipe)
             record = Record(epoch=0, rows=[], partial=None, config=config.flatten(recipe))
             with (
@@ -97,7 +97,9 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
                 contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints,
             ):
                 checkpoints.save(0, jax.tree.map(lambda leaf: leaf[None], state), record)
-            os.replace(run.path, workdir)
+            # What makes it a run comes last. The folder may be a mount, or where the user is.
+            for path in sorted(run.path.iterdir(), key=lambda path: path == run.config_file):
+                os.replace(path, workdir / path.name)
     except OSError as error:
         raise UserError(f"--to {workdir}: {error.strerror or error}: choose another") from error
     except StorageError as error:
@@ -135,19 +137,28 @@ def _parse(argv: list[str]) -> None:
     if not (_FROM.value and _TO.value):
         raise UserError("--from and --to are needed: a trained network and the file to write")
     source, target = _path(_FROM.value), _path(_TO.value)
-    folder = (
-        source.suffix in torch_weights.SUFFIXES
-        and not os.path.isdir(source)
-        and (os.path.isdir(target) or not re.fullmatch(r"\.[A-Za-z]+", target.suffix))
-    )
-    if target.suffix not in files.SUFFIXES and not folder:
+    if target.suffix in files.SUFFIXES:
+        return
+    a_run = os.path.isdir(target) or not re.fullmatch(r"\.[A-Za-z]+", target.suffix)
+    of_weights = source.suffix in torch_weights.SUFFIXES and not os.path.isdir(source)
+    if a_run and _RECIPE.value is not None and not of_weights:
+        raise UserError(
+            f"--from {source} must be a file that ends in {', '.join(torch_weights.SUFFIXES)}, to "
+            f"make a run of it"
+        )
+    if not (a_run and of_weights):
         raise UserError(f"--to {target} must end in {', '.join(files.SUFFIXES)}")
+    if (_CHECKPOINT.value, _SEED.value) != ("last", None):
+        raise UserError(
+            "--checkpoint and --seed are of a run: weights are one network; --config.seed is the "
+            "new run's"
+        )
 
 
 def _convert() -> None:
     source, target = _path(_FROM.value), _path(_TO.value)
     if target.suffix in files.SUFFIXES:
-        export(_FROM.value or "", target, _CHECKPOINT.value or "last", _SEED.value, _RECIPE.value)
+        export(_FROM.value or "", target, _CHECKPOINT.value or "", _SEED.value, _RECIPE.value)
     elif import_weights(source, target, _RECIPE.value or sources.load(source).config):
         print(f"note: the tensors of {source} have other names; they were taken in their order")
     print(f"wrote {target}")

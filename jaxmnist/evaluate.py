@@ -25,8 +25,8 @@ _USAGE = """Scores a trained network on every image of a data set.
   python -m jaxmnist.evaluate --from model3 --split train/test
 
   --workdir DIR       a run, as jaxmnist.main or jaxmnist.convert writes it
-  --from SOURCE       in its place a .safetensors file that jaxmnist.convert wrote, or a network
-                      that comes with the package:
+  --from SOURCE       in its place any trained network: a .safetensors file that jaxmnist.convert
+                      wrote, a run, or a network that comes with the package:
                       {packaged}
   --checkpoint WHICH  of a run: best (by evaluation accuracy, on average over the seeds), last (the
                       default) or an epoch
@@ -40,7 +40,7 @@ _USAGE = """Scores a trained network on every image of a data set.
 
 _FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run.", flag_values=_FLAGS)
-_FROM = flags.DEFINE_string("from", None, "A network that is no run.", flag_values=_FLAGS)
+_FROM = flags.DEFINE_string("from", None, "A trained network.", flag_values=_FLAGS)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "last", "best, last or an epoch.", flag_values=_FLAGS
 )
@@ -97,9 +97,9 @@ def _parse(argv: list[str]) -> None:
 
 def _load() -> Classifier:
     if _FROM.value is not None:
-        return sources.load(_FROM.value, None, _CHECKPOINT.value or "last", _SEED.value)
+        return sources.load(_FROM.value, None, _CHECKPOINT.value or "", _SEED.value)
     folder = Path(os.path.expanduser(_WORKDIR.value or ""))
-    return sources.load_run(folder, _CHECKPOINT.value or "last", _SEED.value)
+    return sources.load_run(folder, _CHECKPOINT.value or "", _SEED.value)
 
 
 def _loss(logits_NK: np.ndarray, labels_N: np.ndarray, label_smoothing: float) -> float:
@@ -110,8 +110,8 @@ def _loss(logits_NK: np.ndarray, labels_N: np.ndarray, label_smoothing: float) -
 
 def _evaluate() -> None:
     network = _load()
-    dataset = _DATASET.value or network.config.dataset
-    split = _SPLIT.value or network.config.split
+    dataset = network.config.dataset if _DATASET.value is None else _DATASET.value
+    split = network.config.split if _SPLIT.value is None else _SPLIT.value
     _, eval_data = data.load(dataset, split)
     logits_NK = network.logits(eval_data.images_NHW)
     predictions_N = logits_NK.argmax(1)

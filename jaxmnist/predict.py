@@ -105,12 +105,15 @@ def _predict() -> None:
             print(line(file, found), flush=True)
     if _JSON.value:
         print(json.dumps([as_json(file, found) for file, found in read]), flush=True)
-    for error in errors[:-1]:
-        print(f"error: {error}", file=sys.stderr)
     if drawn:
         from jaxmnist.photos import figure
 
-        figure.draw(_plot(), drawn)
+        try:
+            figure.draw(_plot(), drawn)
+        except UserError as error:
+            errors.append(error)
+    for error in errors[:-1]:
+        print(f"error: {error}", file=sys.stderr)
     if errors:
         raise errors[-1]
 

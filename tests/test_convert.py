@@ -177,10 +177,23 @@ def test_training_goes_on_from_imported_weights(
     assert saved_run.load(workdir, "best").epoch == 1
 
 
-def test_empty_folder_may_be_the_target(tmp_path: Path):
+@pytest.mark.parametrize("target", ["run", "link", "."])
+def test_empty_folder_may_be_the_target(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Even the one where the user is, and one that stands elsewhere."""
     (tmp_path / "run").mkdir()
-    convert.import_weights(save(tmp_path / "w.pth", tensors()), tmp_path / "run", recipe())
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path / ("run" if target == "." else "."))
+    convert.import_weights(save(tmp_path / "w.pth", tensors()), Path(target), recipe())
     assert saved_run.load(tmp_path / "run").epoch == 0
+    assert saved_run.load(Path(target)).epoch == 0
+
+
+def test_a_link_to_nowhere_is_no_target(tmp_path: Path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="link is not an empty folder: choose another"):
+        convert.import_weights(save(tmp_path / "w.pth", tensors()), tmp_path / "link", recipe())
 
 
 def test_imported_run_has_no_results(tmp_path: Path):
@@ -390,12 +403,16 @@ def parsed(*args: str):
         (("--from=run", "--to=w.PTH"), r"w\.PTH must end in"),
         (("--from=model3", "--to=run"), "--to run must end in"),
         (("--from=w.onnx", "--to=run"), "--to run must end in"),
+        (("--config=model3", "--from=w.bin", "--to=run"), "--from w.bin must be a file that ends"),
+        (("--from=w.pth", "--to=run", "--seed=5"), "--checkpoint and --seed are of a run"),
+        (("--from=w.pth", "--to=run", "--checkpoint=best"), "--checkpoint and --seed are of a run"),
         (("--config=vgg", "--from=w.pth", "--to=run"), "'vgg' is neither a file nor one of"),
         (("--from=run", "--to=w.pth", "--seed=x"), "seed"),
         (("--from=run", "--to=w.pth", "--epoch=1"), "'epoch'"),
         (("--from=run", "--to=w.pth", "more"), "'more'"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_unfit_flags(args: tuple[str, ...], words: str):
     with pytest.raises(UserError, match=words) as raised, parsed(*args):
         pass
@@ -420,7 +437,7 @@ def converted(*args: object) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 def test_a_torch_file_without_its_recipe(suffix: str, target: str, tmp_path: Path):
     file = save(tmp_path / f"weights{suffix}", tensors())
-    with pytest.raises(UserError, match=f"weights{suffix} needs a recipe: name "):
+    with pytest.raises(UserError, match=f"weights{suffix} does not say its recipe: name "):
         converted("--from", file, "--to", tmp_path / target)
     assert list(tmp_path.iterdir()) == [file]
 

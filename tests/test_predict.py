@@ -106,6 +106,16 @@ def test_the_others_are_read_where_one_is_broken(
     )
 
 
+def test_a_plot_that_cannot_be_written_hides_nothing(
+    folder: Path, predict, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(UserError, match=r"figure\.png: No such file"):
+        predict(folder / "seven.jpg", folder / "text.png", "--plot", folder / "no" / "figure.png")
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{folder}/seven.jpg: 7 ")
+    assert err.startswith(f"error: {folder}/text.png is no picture")
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -52,24 +52,24 @@ class Workdir:
         except UserError:
             self.close()
             raise
-        if hosts.largest(not self._config_file.exists()):
+        if hosts.largest(not self.config_file.exists()):
             raise UserError(f"--workdir {path} is not the same folder for all processes of the run")
 
     def _prepare(self, path: Path, config: Config, restart: bool) -> None:
         try:
-            if path.exists() and not self._config_file.exists() and strangers(path, _CONFIG):
+            if path.exists() and not self.config_file.exists() and strangers(path, _CONFIG):
                 raise UserError(f"--workdir {path} holds other things than a run: choose another")
             path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(path)
-            if restart and self._config_file.exists():
+            if restart and self.config_file.exists():
                 self.moved_to = free_name(path)
                 path.rename(self.moved_to)
                 self._lock.release()
                 path.mkdir()
                 self._lock = lock(path)
-            if self._config_file.exists():
+            if self.config_file.exists():
                 self._refuse_other_run(config)
-            write_atomically(self._config_file, config.to_json(indent=1))
+            write_atomically(self.config_file, config.to_json(indent=1))
         except OSError as error:
             raise UserError(
                 f"--workdir {path}: {error.strerror or error}: choose a folder that can be written"
@@ -81,7 +81,7 @@ class Workdir:
             self._lock.release()
 
     @property
-    def _config_file(self) -> Path:
+    def config_file(self) -> Path:
         return self.path / _CONFIG
 
     @property
@@ -94,7 +94,7 @@ class Workdir:
 
     def _refuse_other_run(self, config: Config) -> None:
         remedy = "choose another --workdir, or --restart to move the old run aside"
-        there = flatten(_read_config(self._config_file, remedy))
+        there = flatten(_read_config(self.config_file, remedy))
         here = flatten(config)
         differing = {
             name: f"config.{name} is {there.get(name)!r} there and {here.get(name)!r} here"

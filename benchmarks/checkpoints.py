@@ -20,7 +20,7 @@ from unittest import mock
 import jax
 import peers
 
-from jaxmnist import published
+from jaxmnist import published, recipes
 from jaxmnist.runs import train
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.training import parallel
@@ -42,7 +42,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(Checkpoints, "save", timed_save),
     ):
-        summary = train.run(peers.load_config(arguments.recipe), Path(folder) / "run")
+        summary = train.run(recipes.load(arguments.recipe), Path(folder) / "run")
     rest = summary["train_seconds"]
     today = datetime.date.today().isoformat()
     print(f"\n{arguments.recipe}, {today}, {peers.hardware()}, jax {jax.__version__}")

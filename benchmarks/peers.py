@@ -1,8 +1,8 @@
 """The peers that the speed benchmarks run side by side; PyTorch's are in torch_peers.py.
 
-All train the same network on the same images in memory with the same recipe: augmentation, dropout,
-optimizer, schedule, batch 128. Each is a function that prepares everything and returns another one,
-which runs so many steps and waits for the last.
+All train the same network on the same images in memory, in an order that is shuffled beforehand,
+with the recipe's augmentation, dropout, optimizer and batch size. Each is a function that prepares
+everything and returns another one, which runs so many steps and waits for the last.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from machine import hardware
-from torch_peers import A_SEED_EACH, ALONE, ONE_NETWORK, Run, load_config
+from torch_peers import A_SEED_EACH, ALONE, ONE_NETWORK, Run
 
 from jaxmnist import data
 from jaxmnist.config import Config
@@ -24,7 +24,6 @@ from jaxmnist.runs.cohort import Cohort
 from jaxmnist.training import augment
 
 __all__ = ["ALONE", "A_SEED_EACH", "ONE_NETWORK", "Run", "flax", "hardware", "jaxmnist"]
-__all__ += ["load_config"]
 
 
 # jaxmnist.
@@ -49,7 +48,7 @@ def jaxmnist(configs: Config | list[Config], train: data.Dataset, steps: int) ->
     for config in configs:
         config.steps_per_epoch = steps
     cohort = Cohort.of(configs, len(train))
-    evaluation = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # compiled, not run
+    evaluation = data.Dataset(train.images_NHW[:1], train.labels_N[:1])  # never used
     programs = cohort.programs(cohort.mesh(), train, evaluation)
     states = programs.init()
     order_SN = programs.epoch_order(0)
@@ -119,8 +118,11 @@ def flax(config: Config, train: data.Dataset, steps: int) -> Run:
         variables, opt_state = state
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(root, step))
         index_B = jax.lax.dynamic_slice(order_N, (step * config.batch_size,), (config.batch_size,))
-        drawn = augment.random_transforms(augment_key, len(index_B), member.augment)
-        batch_HWB = augment.gather(images_NHW, index_B, augment.source_pixels(drawn))
+        pixel_HWB = None
+        if any(bound is not None for bound in member.augment):
+            drawn = augment.random_transforms(augment_key, len(index_B), member.augment)
+            pixel_HWB = augment.source_pixels(drawn)
+        batch_HWB = augment.gather(images_NHW, index_B, pixel_HWB)
 
         def loss_fn(params):
             logits_BK, updates = network.apply(
@@ -141,10 +143,10 @@ def flax(config: Config, train: data.Dataset, steps: int) -> Run:
         return ({"params": params, **updates}, opt_state), loss
 
     state = variables, engine.optimizer(member).init(variables["params"])
+    order_N = jax.random.permutation(root, len(images_NHW))
 
     def run() -> None:
         nonlocal state
-        order_N = jax.random.permutation(root, len(images_NHW))
         loss = jnp.zeros(())
         for step in range(steps):
             state, loss = train_step(state, order_N, jnp.int32(step))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import peers
 
-from jaxmnist import data, published
+from jaxmnist import data, published, recipes
 from jaxmnist.config import Config
 from jaxmnist.runs.cohort import Cohort
 from jaxmnist.training import parallel
@@ -30,7 +30,7 @@ EQUALITY_STEPS = 50
 
 
 def configured(recipe: str, axis: str, devices: int) -> Config:
-    config = peers.load_config(recipe)
+    config = recipes.load(recipe)
     config.num_seeds = NUM_SEEDS if axis == parallel.SEED else 1
     config.mesh.seed, config.mesh.data = (devices, 1) if axis == parallel.SEED else (1, devices)
     return config

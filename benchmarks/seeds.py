@@ -23,7 +23,7 @@ import jax
 import peers
 import torch
 
-from jaxmnist import data, published
+from jaxmnist import data, published, recipes
 from jaxmnist.networks import target
 from jaxmnist.runs import assemble
 from jaxmnist.training import parallel
@@ -61,7 +61,7 @@ def main() -> None:
 
     parallel.use_every_core()
     train, _ = data.load("mnist", "train/test")
-    config = peers.load_config(arguments.recipe)
+    config = recipes.load(arguments.recipe)
     today = datetime.date.today().isoformat()
     print(f"{arguments.recipe}, {arguments.precision}, {today}, {peers.hardware()}")
     print(f"jax {jax.__version__}, torch {torch.__version__}; {arguments.repeats} repeats")
@@ -76,7 +76,7 @@ def main() -> None:
     for seeds, variants in ((1, peers.ALONE), (cores, peers.A_SEED_EACH)):
         torch_rates = {
             name: rates(
-                prepare(peers.load_config(arguments.recipe), train, steps),
+                prepare(recipes.load(arguments.recipe), train, steps),
                 seeds * images,
                 arguments.repeats,
             )
@@ -90,7 +90,7 @@ def main() -> None:
             )
     counts = [(count, "seeds") for count in arguments.seeds]
     for count, differing in [*counts, *((n, "settings") for n in arguments.settings)]:
-        config = peers.load_config(arguments.recipe)
+        config = recipes.load(arguments.recipe)
         config.num_seeds, config.precision = count, arguments.precision
         mesh = assemble.mesh(config).shape
         # On a CPU a step of hundreds of seeds takes seconds, and fewer will do.

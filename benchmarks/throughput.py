@@ -30,7 +30,7 @@ import jax
 import peers
 import torch
 
-from jaxmnist import data, published
+from jaxmnist import data, published, recipes
 from jaxmnist.training import parallel
 
 TORCH = {**peers.ALONE, **peers.ONE_NETWORK}
@@ -48,10 +48,10 @@ def measure(
     runs, first = {}, {}
     for name, prepare in PEERS.items():
         started = time.perf_counter()
-        runs[name] = prepare(peers.load_config(recipe), train, steps)
+        runs[name] = prepare(recipes.load(recipe), train, steps)
         runs[name]()
         first[name] = time.perf_counter() - started
-    config = peers.load_config(recipe)
+    config = recipes.load(recipe)
     images = steps * config.batch_size
     rates: dict[str, list[float]] = {name: [] for name in runs}
     bare_gflops = []

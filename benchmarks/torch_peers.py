@@ -21,10 +21,9 @@ from typing import NamedTuple
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the networks in torch are there
-from torch_parity import load_config
 from torch_reference import TORCH_NETWORKS, TorchRecipe
 
-from jaxmnist import data
+from jaxmnist import data, recipes
 from jaxmnist.config import Config
 from jaxmnist.networks import models
 
@@ -118,8 +117,9 @@ def alone(
     labels = torch.from_numpy(train.labels_N).long().to(DEVICE)
     size = config.batch_size // parts
 
+    order = torch.randperm(len(images), device=DEVICE)
+
     def run() -> None:
-        order = torch.randperm(len(images), device=DEVICE)
         loss = torch.zeros(())
         for step in range(steps):
             first = step * config.batch_size + part * size
@@ -143,7 +143,7 @@ def _work(
 ) -> None:
     """A process of a team: runs whenever it is told to, and says when it is done."""
     torch.set_num_threads(1)
-    config = load_config(recipe)
+    config = recipes.load(recipe)
     train, _ = data.load("mnist", "train/test")
     if rendezvous:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"

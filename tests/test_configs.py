@@ -1,13 +1,12 @@
 """The recipes in configs/: their files, their hyperparameters, their publications."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxmnist import published
-from jaxmnist.config import Config, architecture, default_config, flatten, validate
+from jaxmnist import published, recipes
+from jaxmnist.config import architecture, default_config, flatten, validate
 from jaxmnist.networks import analyze, models
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -136,15 +135,6 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
 every_budget = pytest.mark.parametrize("name", FRONTIER)
 
 
-def load(name: str) -> Config:
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
 def test_nine_recipes_were_published():
     files = {path.stem for path in FOLDER.glob("*.py")}
     assert files == set(RECIPES) | set(FRONTIER)
@@ -154,7 +144,7 @@ def test_nine_recipes_were_published():
 
 @every_recipe
 def test_valid_and_named_as_its_file(name: str):
-    config = load(name)
+    config = recipes.load(name)
     validate(config)
     assert config.recipe == name
 
@@ -163,19 +153,19 @@ def test_valid_and_named_as_its_file(name: str):
 def test_hyperparameters(name: str):
     defaults = flatten(default_config())
     assert defaults["batch_size"] == 128
-    assert flatten(load(name)) == defaults | {"recipe": name} | RECIPES[name]
+    assert flatten(recipes.load(name)) == defaults | {"recipe": name} | RECIPES[name]
 
 
 @every_recipe
 def test_two_loads_are_independent(name: str):
-    first, second = load(name), load(name)
+    first, second = recipes.load(name), recipes.load(name)
     first.optimizer.learning_rate = 0.5
     assert second.optimizer.learning_rate == RECIPES[name]["optimizer.learning_rate"]
 
 
 @every_recipe
 def test_parameters_are_the_published_ones(name: str):
-    config = load(name)
+    config = recipes.load(name)
     layers = analyze.summarize(models.build(config.model))
     publication = published.load_all()[name]
     assert sum(layer.params for layer in layers) == publication["params"] == PARAMS[name]
@@ -185,7 +175,7 @@ def test_parameters_are_the_published_ones(name: str):
 
 @every_recipe
 def test_epochs_and_split_are_the_published_ones(name: str):
-    config, publication = load(name), published.load_all()[name]
+    config, publication = recipes.load(name), published.load_all()[name]
     shown = {"train/test": "60k/10k test", "train/val": "50k/10k"}
     assert shown[config.split] == publication["split"]
     epochs = [row["epoch"] for row in publication["epochs"]]
@@ -203,7 +193,7 @@ def test_docstring_names_the_parameters(name: str):
 
 @every_budget
 def test_recipes_of_the_frontier_keep_their_budget(name: str):
-    config = load(name)
+    config = recipes.load(name)
     validate(config)
     layers = analyze.summarize(models.build(architecture(config)))
     budget = int(name.removeprefix("under_").removesuffix("_long").replace("k", "000"))

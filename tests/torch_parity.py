@@ -8,9 +8,7 @@ is rounding, which a high learning rate amplifies step by step.
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 from torch_reference import TORCH_NETWORKS, TorchNetwork, TorchRecipe
 
-from jaxmnist import data, published
+from jaxmnist import data, published, recipes
 from jaxmnist.config import Config
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import models
@@ -27,26 +25,15 @@ from jaxmnist.runs import assemble
 from jaxmnist.training.engine import Engine, TrainState
 from jaxmnist.training.population import Member
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = tuple(published.load_all())
 STEPS, EARLY_STEPS = 200, 20
 BATCH = 16
 STEPS_PER_EPOCH = 20  # so that 200 steps pass through ten epochs of the schedules
 
 
-def load_config(name: str) -> Config:
-    """The configuration in configs/."""
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
 def load_recipe(name: str) -> Config:
     """The configuration in configs/, with dropout off."""
-    config = load_config(name)
+    config = recipes.load(name)
     config.dropout = 0.0
     return config
 

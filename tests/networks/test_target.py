@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 from populations import programs_of
-from torch_parity import RECIPES, load_config
+from torch_parity import RECIPES
 
-from jaxmnist import data
+from jaxmnist import data, recipes
 from jaxmnist.config import Config, default_config
 from jaxmnist.networks import models, target
 from jaxmnist.networks.target import ACCELERATOR, CPU, GPU, Kernels, Target
@@ -195,7 +195,7 @@ def test_steps_of_a_program(form: Target, seeds: int, expected: int):
 
 
 def test_programs_that_are_compiled_later_have_the_form_of_the_first(mnist):
-    config = load_config("compact_tiny")
+    config = recipes.load("compact_tiny")
     config.batch_size = BATCH
     seen = []
 
@@ -266,7 +266,7 @@ def test_every_program_can_be_lowered_for_cuda_and_tpu(
     monkeypatch.setattr(
         programs, "trace", lambda *a, **o: NotCompiled(traced(*a, **o), platforms, texts)
     )
-    config = load_config(recipe)
+    config = recipes.load(recipe)
     config.num_seeds, config.precision, config.batch_size = seeds, precision, BATCH
     with target.form(form):
         lowered = make_programs(config, mnist, 2 * BATCH + 24)

@@ -71,7 +71,7 @@ def test_onecycle_landmarks():
     assert schedule.learning_rate_T1.argmax() == schedule.momentum_T1.argmin() == 1406
 
 
-def test_onecycle_defaults_are_those_of_torch():
+def test_onecycle_divides_the_rate_as_torch_does():
     config = recipe(**{"optimizer.learning_rate": 0.005, "schedule.name": "onecycle"})
     schedule = schedule_of(config, 391)
     assert schedule.learning_rate_T1[0] == pytest.approx(0.005 / 25)

@@ -305,14 +305,12 @@ def all_programs(programs: Programs) -> list[Any]:
 def test_no_program_holds_a_convolution_or_talks_to_the_host(
     name: str, request: pytest.FixtureRequest
 ):
-    """XLA's convolutions are slow inside a scan on CPU: all are matrix products."""
+    """XLA's convolutions are slow inside a scan on CPU."""
     for program in all_programs(request.getfixturevalue(name)):
         hlo = program.as_text()
         assert "ENTRY" in hlo
         for operation in ("convolution(", "infeed(", "outfeed(", "send(", "recv(", "callback"):
             assert operation not in hlo, operation
-    for program in train_programs(request.getfixturevalue(name)):
-        assert "while(" in program.as_text() or "dot(" in program.as_text()
 
 
 @pytest.mark.parametrize("model", models.NETWORKS)
@@ -360,11 +358,11 @@ def test_training_uses_up_the_states(programs: Programs):
     assert not order_SN.is_deleted()
 
 
-def test_a_chunk_of_model3_fits_into_400_megabytes(model3_programs: Programs):
+def test_a_chunk_of_model3_fits_into_60_megabytes(model3_programs: Programs):
     assert [segment[1:] for segment in model3_programs.segments] == [(26, 128)]
     (program,) = train_programs(model3_programs)
     memory = program.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     # 29 MB on CPU: 26 for the batches and activations, 2.7 for the 3,328 training images; with
     # all 60,000 it would be 73.
-    assert needed < 400e6
+    assert needed < 60e6

@@ -58,7 +58,7 @@ def test_metadata(classifier: Classifier):
 def test_torch_files_need_their_recipe(suffix: str, classifier: Classifier, tmp_path: Path):
     file = tmp_path / f"mine{suffix}"
     jaxmnist.save(classifier, str(file))
-    with pytest.raises(UserError, match=f"mine{suffix} needs a recipe: name "):
+    with pytest.raises(UserError, match=f"mine{suffix} does not say its recipe: name "):
         jaxmnist.load(file)
     found = jaxmnist.load(file, recipe="compact_tiny")
     assert_same_network(found, classifier)

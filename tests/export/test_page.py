@@ -212,6 +212,13 @@ def test_the_largest_has_230_kb(name: str):
     assert len(page_lib.content(jaxmnist.load(name))) < 240_000
 
 
+def test_the_page_names_the_recipe():
+    """Networks that a recipe describes are all called blocks."""
+    assert b"under_500, 488 parameters, 98.64 % of test" in page_lib.content(
+        jaxmnist.load("under_500")
+    )
+
+
 def test_every_layer_is_there():
     assert set(page_lib._KINDS) == set(every_kind())
 
@@ -233,6 +240,6 @@ def test_any_metadata_will_do(accuracy: str):
 
 def test_no_text_of_a_network_ends_the_script():
     classifier = jaxmnist.load("model3")
-    classifier.metadata["model"] = "</script><script>alert(1)</script>"
+    classifier.metadata["recipe"] = "</script><script>alert(1)</script>"
     text = page_lib.content(classifier).decode()
     assert text.count("</script>") == 1

@@ -1,7 +1,9 @@
 """Pictures out of files: what can be wrong with them is told, and the rest becomes grey levels."""
 
+import contextlib
 import io
 import os
+import struct
 import sys
 import warnings
 
@@ -67,13 +69,12 @@ def _stream(file: str) -> str | io.BytesIO:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    picture.load()  # what fails from here on is not the picture but what its camera noted
-    try:
-        return ImageOps.exif_transpose(picture)
-    except MemoryError:
-        raise
-    except Exception:
-        return picture
+    picture.load()
+    with contextlib.suppress(SyntaxError, struct.error):  # damaged: what was read of it counts
+        picture.getexif()
+    for kept in ("exif", "Raw profile type exif"):  # or it would be written anew, damaged as it is
+        picture.info.pop(kept, None)
+    return ImageOps.exif_transpose(picture)
 
 
 def _grey(picture: Image.Image) -> np.ndarray:

@@ -632,22 +632,21 @@ class Disk:
 
 
 def full_disk(lab: Lab, folder: Path) -> None:
-    """Room for a checkpoint or two, not for three."""
-    with contextlib.closing(Disk(folder, "300k")) as disk:
+    """Room for one checkpoint and half of the next."""
+    # Of two that were there the first may go, for a better one, before there is a third.
+    with contextlib.closing(Disk(folder, "150k")) as disk:
         workdir = disk.path / "run"
         with started(SHORT.command(lab.images, workdir)) as run:
             code, complaint = run.end()
         assert code == 1
         assert_one_line(
             complaint,
-            str(workdir / "checkpoints"),
-            "could not be written",
+            f"{workdir / 'checkpoints' / '200'} could not be written",
             "see that the disk has room, then start again",
         )
-        newest = newest_epoch(workdir)
-        assert newest == len(rows_of(workdir)) - 1 >= 1
+        assert (newest_epoch(workdir), len(rows_of(workdir))) == (1, 2)
         disk.remount("size=64m")
-        assert f"resumed after epoch {newest} of 6\n" in lab.finish(workdir)
+        assert "resumed after epoch 1 of 6\n" in lab.finish(workdir)
 
 
 def read_only_disk(lab: Lab, folder: Path) -> None:

@@ -14,6 +14,7 @@ in: the newest version and today's recipe count.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -39,10 +40,13 @@ RESULTS = Path(__file__).parent / "results" / "study.jsonl"
 Line = dict[str, Any]
 
 
-def line(recipe: str, seed: int, params: int, accuracies: Sequence[float], rate: float) -> Line:
+def line(
+    recipe: str, fields: Line, seed: int, params: int, accuracies: Sequence[float], rate: float
+) -> Line:
     """One run; of several best epochs the first counts.
 
     Args:
+      fields: what the recipe set when the run began, see ``study_report.fields``.
       accuracies: percent, after each epoch.
       rate: images/s of training, median of the epochs, of all seeds that shared the program.
     """
@@ -60,7 +64,7 @@ def line(recipe: str, seed: int, params: int, accuracies: Sequence[float], rate:
         "device": hardware(),
         "jax_version": jax.__version__,
         "version": jaxmnist.__version__,
-        "fields": study_report.fields(recipe),
+        "fields": fields,
     }
 
 
@@ -95,10 +99,12 @@ def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
     together = target.current().members * max(2, jax.device_count())
     for recipe in names:
         config = recipes.load(recipe)
+        fields = study_report.fields(recipe)
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
         layers = analyze.summarize(models.build(architecture(config)))
         for first, count in blocks(missing(recipe, seeds, "jaxmnist"), together):
             config.seed, config.num_seeds = first, count
-            folder = workdir / jaxmnist.__version__ / f"{recipe}-{first}-{count}"
+            folder = workdir / jaxmnist.__version__ / f"{recipe}-{digest}-{first}-{count}"
             train.run(config.copy_and_resolve_references(), folder)
             rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
             for seed in range(first, first + count):
@@ -106,7 +112,7 @@ def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
                 accuracies = [row["eval_accuracy"] for row in own]
                 rate = statistics.median(row["images_per_second"] for row in own)
                 params = sum(layer.params for layer in layers)
-                add(line(recipe, seed, params, accuracies, rate) | {"peer": "jaxmnist"})
+                add(line(recipe, fields, seed, params, accuracies, rate) | {"peer": "jaxmnist"})
 
 
 def study_torch(names: Sequence[str], seeds: int) -> None:
@@ -118,11 +124,14 @@ def study_torch(names: Sequence[str], seeds: int) -> None:
     import study_torch as peer
     import torch
 
+    fields = {recipe: study_report.fields(recipe) for recipe in names}
     tasks = [(recipe, seed) for recipe in names for seed in missing(recipe, seeds, "torch")]
     with multiprocessing.get_context("spawn").Pool(parallel.cores(), maxtasksperchild=1) as pool:
         for run in pool.imap_unordered(peer.run, tasks):
-            add(line(*run) | {"peer": "torch", "torch_version": torch.__version__})
-            print(f"{run[0]}, seed {run[1]}: {run[3][-1]:.2f} %", flush=True)
+            recipe, seed, params, accuracies, rate = run
+            done = line(recipe, fields[recipe], seed, params, accuracies, rate)
+            add(done | {"peer": "torch", "torch_version": torch.__version__})
+            print(f"{recipe}, seed {seed}: {accuracies[-1]:.2f} %", flush=True)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """A trained network at work: digits and probabilities of images."""
 
 import functools
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from jaxmnist.config import Config, architecture
 from jaxmnist.data import SIDE
 from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models
+from jaxmnist.training import parallel
 
 _BATCH = 128  # images that go through a core's own cache at once
 
@@ -90,7 +90,7 @@ class Classifier:
         parts = [images_NHW[first : first + _BATCH] for first in range(0, len(images_NHW), _BATCH)]
         found = [np.zeros((0, 10), np.float32)]
         found += map(self._logits_of_part, parts[:1])  # alone: it may have to be compiled
-        with ThreadPoolExecutor(os.cpu_count()) as cores:
+        with ThreadPoolExecutor(parallel.cores()) as cores:
             found += cores.map(self._logits_of_part, parts[1:])
         logits_NK = np.concatenate(found)
         if not np.isfinite(logits_NK).all():

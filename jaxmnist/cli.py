@@ -188,6 +188,9 @@ def parse_with_recipe(argv: list[str], flag_values: flags.FlagValues) -> None:
     try:
         parse_flags(argv, flag_values)
     except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.__cause__:  # held back, see below; a field used it
+            raise _broken_recipe(file, cause.__cause__) from error
         if "Error whilst parsing config file" not in str(error):
             raise
         raise _broken_recipe(file, error) from error

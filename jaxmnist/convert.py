@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -56,6 +57,8 @@ _TO = flags.DEFINE_string("to", None, "A file, or a new run.", flag_values=_FLAG
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "last", "best, last or an epoch.", flag_values=_FLAGS
 )
+_UNFINISHED = ".convert-"
+
 _SEED = flags.DEFINE_integer("seed", None, "Default: the run's first.", flag_values=_FLAGS)
 
 
@@ -74,8 +77,7 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
         raise UserError(
             f"config.num_seeds is {recipe.num_seeds}: set it to 1, weights are those of one seed"
         )
-    if os.path.lexists(workdir) and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"--to {workdir} is not an empty folder: choose another")
+    _refuse_what_is_there(workdir)
     engine = assemble.engine(recipe)
     try:
         params, batch_stats, by_order = torch_weights.from_state_dict(
@@ -89,7 +91,9 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # Elsewhere until it is whole: a run without its checkpoint would train from scratch.
-        with tempfile.TemporaryDirectory(prefix=".convert-", dir=workdir) as folder:
+        for cut_short in workdir.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(cut_short, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=workdir) as folder:
             run = Workdir(Path(folder) / "run", recipe)
             record = Record(epoch=0, rows=[], partial=None, config=config.flatten(recipe))
             with (
@@ -97,6 +101,7 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
                 contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints,
             ):
                 checkpoints.save(0, jax.tree.map(lambda leaf: leaf[None], state), record)
+            _refuse_what_is_there(workdir)  # by now
             # What makes it a run comes last. The folder may be a mount, or where the user is.
             for path in sorted(run.path.iterdir(), key=lambda path: path == run.config_file):
                 os.replace(path, workdir / path.name)
@@ -105,6 +110,15 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
     except StorageError as error:
         raise UserError(f"--to {workdir}: {error.__cause__}: choose another") from error
     return by_order
+
+
+def _refuse_what_is_there(workdir: Path) -> None:
+    """Accepts nothing at all, or an empty folder: to be, or as one that was cut short left it."""
+    if not os.path.lexists(workdir):
+        return
+    if workdir.is_dir() and all(path.name.startswith(_UNFINISHED) for path in workdir.iterdir()):
+        return
+    raise UserError(f"--to {workdir} is not an empty folder: choose another")
 
 
 def export(
@@ -120,7 +134,7 @@ def export(
       source, recipe, checkpoint, seed: as in ``jaxmnist.load``.
       file: its suffix names the format.
     """
-    if os.path.exists(file):
+    if os.path.lexists(file):
         raise UserError(f"--to {file} exists: choose another name")
     files.save(sources.load(source, recipe, checkpoint, seed), file)
 
@@ -144,14 +158,14 @@ def _parse(argv: list[str]) -> None:
     if a_run and _RECIPE.value is not None and not of_weights:
         raise UserError(
             f"--from {source} must be a file that ends in {', '.join(torch_weights.SUFFIXES)}, to "
-            f"make a run of it"
+            f"make a run of it; or --to {target} must end in {', '.join(files.SUFFIXES)}"
         )
     if not (a_run and of_weights):
         raise UserError(f"--to {target} must end in {', '.join(files.SUFFIXES)}")
     if (_CHECKPOINT.value, _SEED.value) != ("last", None):
         raise UserError(
-            "--checkpoint and --seed are of a run: weights are one network; --config.seed is the "
-            "new run's"
+            "--checkpoint and --seed are of a run: weights are one network; a new run's seed is "
+            "set with --config RECIPE --config.seed=N"
         )
 
 

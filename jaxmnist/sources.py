@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from jaxmnist.config import (
     architecture,
     did_you_mean,
     from_json,
+    normalized,
     validate,
     what_is_trained,
 )
@@ -59,10 +61,14 @@ def load(
             f"in {', '.join(torch_weights.SUFFIXES)}, or one of {', '.join(packaged())}"
         )
     if not a_file and recipe is not None:
+        if a_run:
+            from jaxmnist.runs import workdir
+
+            workdir.read_config(path)  # where there is no run, that is what is wrong
         raise UserError(f"{source} has a recipe of its own: leave --config, or recipe=, out")
     if a_run:
         return load_run(path, str(checkpoint), seed)
-    if (checkpoint, seed) != ("last", None):
+    if (checkpoint, seed) != ("last", None) and not (a_file and not os.path.exists(path)):
         raise UserError(f"{source} is no run: leave checkpoint and seed out, it is one network")
     if a_file:
         return _of_weights(path, recipe, str(path))
@@ -99,6 +105,8 @@ def _of_weights(file: Path, recipe: Recipe | None, called: str) -> Classifier:
     weights, metadata = torch_weights.read(file), torch_weights.read_metadata(file)
     if recipe is not None:
         config, metadata = _configuration(recipe), {}
+        if name := packaged_recipe(config):
+            metadata["recipe"] = name
     elif "config" in metadata:
         try:
             config = from_json(metadata["config"])
@@ -120,8 +128,9 @@ def _of_weights(file: Path, recipe: Recipe | None, called: str) -> Classifier:
 
 def _remedy(file: Path) -> str:
     return (
-        "name it with recipe=, or write a file that says it: python -m jaxmnist.convert --config "
-        f"RECIPE --from {file} --to NEW.safetensors"
+        "name it with recipe= in Python, or with --config in jaxmnist.convert, which also writes "
+        "files that say it: python -m jaxmnist.convert --config RECIPE --from "
+        f"{shlex.quote(str(file))} --to NEW.safetensors"
     )
 
 
@@ -161,7 +170,7 @@ def train(
 def _configuration(recipe: Recipe, fields: Mapping[str, Any] | None = None) -> Config:
     """A configuration of its own, with ``fields``, checked."""
     config = recipe if isinstance(recipe, ml_collections.ConfigDict) else recipes.load(recipe)
-    config = config.copy_and_resolve_references()
+    config = normalized(config.copy_and_resolve_references())
     for typed, value in (fields or {}).items():
         name = typed.replace("__", ".")
         if name not in FIELDS:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -39,6 +38,7 @@ from jaxmnist.networks import models
 from jaxmnist.runs import assemble, saved_run, train
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.workdir import Workdir
+from jaxmnist.training import parallel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TIMEOUT = 120
@@ -194,6 +194,34 @@ def test_a_link_to_nowhere_is_no_target(tmp_path: Path):
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(UserError, match="link is not an empty folder: choose another"):
         convert.import_weights(save(tmp_path / "w.pth", tensors()), tmp_path / "link", recipe())
+
+
+def test_nor_one_of_an_export(trained: Path, tmp_path: Path):
+    (tmp_path / "link.pth").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"link\.pth exists: choose another name"):
+        convert.export(trained, tmp_path / "link.pth")
+
+
+def test_an_import_that_was_killed_can_be_repeated(tmp_path: Path):
+    left = tmp_path / "run" / ".convert-x" / "run" / "checkpoints"
+    left.mkdir(parents=True)
+    convert.import_weights(save(tmp_path / "w.pth", tensors()), tmp_path / "run", recipe())
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *(".lock", "checkpoints", "config.json")
+    }
+
+
+def test_a_run_that_begins_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_checkpoint = Checkpoints.save
+
+    def save_late(*args) -> None:
+        save_checkpoint(*args)
+        (tmp_path / "run" / "config.json").write_text("another's")
+
+    monkeypatch.setattr(Checkpoints, "save", save_late)
+    with pytest.raises(UserError, match="run is not an empty folder: choose another"):
+        convert.import_weights(save(tmp_path / "w.pth", tensors()), tmp_path / "run", recipe())
+    assert files_below(tmp_path / "run") == {"config.json": b"another's"}
 
 
 def test_imported_run_has_no_results(tmp_path: Path):
@@ -406,6 +434,7 @@ def parsed(*args: str):
         (("--config=model3", "--from=w.bin", "--to=run"), "--from w.bin must be a file that ends"),
         (("--from=w.pth", "--to=run", "--seed=5"), "--checkpoint and --seed are of a run"),
         (("--from=w.pth", "--to=run", "--checkpoint=best"), "--checkpoint and --seed are of a run"),
+        (("--config=model3", "--from=run", "--to=w.h5"), r"or --to w\.h5 must end in \.pth"),
         (("--config=vgg", "--from=w.pth", "--to=run"), "'vgg' is neither a file nor one of"),
         (("--from=run", "--to=w.pth", "--seed=x"), "seed"),
         (("--from=run", "--to=w.pth", "--epoch=1"), "'epoch'"),
@@ -519,7 +548,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(material: Path) -> Mapping[str, Outcome]:
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(parallel.cores(), 4)) as pool:
         futures = {
             name: pool.submit(execute, *(arg.replace("HERE", str(material)) for arg in args))
             for name, args in COMMANDS.items()

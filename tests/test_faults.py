@@ -32,6 +32,7 @@ from workdirs import PATIENCE, rows_of, wait_for, without_timing
 from jaxmnist import data
 from jaxmnist.runs import saved_run
 from jaxmnist.runs.checkpoint import Checkpoints
+from jaxmnist.training import parallel
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compact_tiny.py"
 TRAIN_SIZE, EVAL_SIZE, BATCH = 4000, 1000, 40
@@ -634,7 +635,10 @@ class Disk:
 def full_disk(lab: Lab, folder: Path) -> None:
     """Room for one checkpoint and half of the next."""
     # Of two that were there the first may go, for a better one, before there is a third.
-    with contextlib.closing(Disk(folder, "150k")) as disk:
+    checkpoint = lab.reference(SHORT) / "checkpoints" / str(SHORT.epochs * STEPS)
+    page = os.sysconf("SC_PAGE_SIZE")
+    pages = sum(-(-len(content) // page) for content in files_below(checkpoint).values())
+    with contextlib.closing(Disk(folder, str(3 * pages * page // 2))) as disk:
         workdir = disk.path / "run"
         with started(SHORT.command(lab.images, workdir)) as run:
             code, complaint = run.end()
@@ -842,7 +846,7 @@ def outcome(
     images = tmp_path_factory.mktemp("images")
     write_images(images, mnist)
     lab = Lab(tmp_path_factory.mktemp("faults"), images)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(parallel.cores(), 4)) as pool:
         futures: dict[str, Future] = {
             name: pool.submit(fault, lab, lab.folder(name))
             for name, fault in FAULTS.items()

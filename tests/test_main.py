@@ -112,6 +112,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--config=RECIPES/no such file.py",),
         ("no such file.py", "FileNotFoundError", "rates.json"),
     ),
+    "and a field is set": (
+        ("--config=RECIPES/no such file.py", "--config.num_epochs=3"),
+        ("no such file.py", "FileNotFoundError", "rates.json"),
+    ),
     "two recipes": ((*RECIPE, "--config=model3"), ("--config is given twice",)),
     "recipe of nothing": (("--config=RECIPES/none.py",), ("none.py", "get_config")),
     "no get_config": (("--config=RECIPES/nothing.py",), ("nothing.py", "get_config")),
@@ -232,7 +236,7 @@ def outcome(
     commands["disguised Ctrl-C"] = ("--config=RECIPES/disguised_ctrl_c.py",)
     commands["help"] = ("--help",)
     base = tmp_path_factory.mktemp("cwd")
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(parallel.cores(), 4)) as pool:
         # The long ones first, so that they do not run alone at the end.
         futures = {}
         for number, (name, args) in enumerate(reversed(commands.items())):

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from safetensors.torch import save_file
@@ -131,6 +132,7 @@ def test_a_file_of_weights(suffix: str, tmp_path: Path, images_NHW: np.ndarray):
     for recipe in ("model3", recipes.path("model3"), config):
         found = jaxmnist.load(file, recipe=recipe)
         np.testing.assert_array_equal(found.logits(images_NHW), expected)
+        assert found.metadata["recipe"] == "model3"
     assert str(file) in repr(found)
 
 
@@ -147,6 +149,7 @@ def test_networks_that_are_not_there(tmp_path: Path):
         ("nowhere", {"recipe": "model3"}, "'nowhere' is no trained network"),
         ("nowhere", {"checkpoint": "best", "seed": 1}, "'nowhere' is no trained network"),
         ("model3", {"recipe": "model3"}, "model3 has a recipe of its own: leave --config"),
+        (tmp_path, {"recipe": "model3"}, "holds no run"),
         ("a\nb", {}, "'a\\nb' is no trained network"),
         ("x" * 300, {}, "is no trained network"),
         (tmp_path, {}, "holds no run"),
@@ -154,6 +157,8 @@ def test_networks_that_are_not_there(tmp_path: Path):
         (file, {"recipe": "compact"}, "weights.pth does not fit compact: "),
         (file, {"recipe": "vgg"}, "recipe 'vgg' is neither a file nor one of the packaged ones: "),
         (tmp_path / "none.pth", {"recipe": "model3"}, "none.pth is no file"),
+        (tmp_path / "none.pth", {"checkpoint": "best"}, "none.pth is no file"),
+        (file, {"checkpoint": "best"}, "weights.pth is no run"),
     ]
     for source, options, words in cases:
         with pytest.raises(UserError, match=re.escape(words)) as raised:
@@ -215,7 +220,7 @@ def test_weights_that_know_their_recipe(workdir: Path, tmp_path: Path, images_NH
     assert found.config.seed == 5
     renamed = jaxmnist.load(file, recipe="compact_tiny")
     assert flatten(renamed.config) == flatten(recipes.load("compact_tiny"))
-    assert set(renamed.metadata) == {"model", "params", "config", "version"}
+    assert set(renamed.metadata) == {"model", "params", "config", "version", "recipe"}
     np.testing.assert_array_equal(renamed.logits(images_NHW), expected.logits(images_NHW))
 
 
@@ -375,3 +380,15 @@ def test_a_packaged_network_needs_little():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_configuration_of_ones_own_takes_fields():
+    """Also where it says 1 for 1.0; one that lacks fields is told so."""
+    own = default_config().copy_and_resolve_references()
+    with own.ignore_type():
+        own.optimizer.learning_rate = 1
+    found = sources._configuration(own, {"optimizer__learning_rate": 0.5})
+    assert found.optimizer.learning_rate == 0.5
+    assert own.optimizer.learning_rate == 1
+    with pytest.raises(UserError, match=r"config\.\S+ is missing: start from"):
+        sources._configuration(ml_collections.ConfigDict(), {"optimizer__learning_rate": 0.5})

@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[1]
 
 def made(recipe: str, seed: int, accuracies: list[float], **fields: Any) -> dict[str, Any]:
     """As many epochs as accuracies, or as ``epochs`` says."""
-    return study.line(recipe, seed, 7784, accuracies, 1.0) | {"peer": "jaxmnist"} | fields
+    set_fields = study_report.fields(recipe)
+    line = study.line(recipe, set_fields, seed, 7784, accuracies, 1.0)
+    return line | {"peer": "jaxmnist"} | fields
 
 
 def test_a_line():
@@ -40,10 +42,11 @@ def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     study.add(made("model3", 2, [99.0], epochs=40))
     study.add(made("model3", 2, [99.0], epochs=15, peer="torch"))
     study.add(made("model3", 0, [99.0], epochs=15, version="0.1.0"))
+    study.add(made("model3", 2, [99.0], epochs=15, fields={"optimizer.learning_rate": 9.0}))
     assert study.missing("model3", 3, "jaxmnist") == [0, 2]
     assert study.missing("model3", 3, "torch") == [0, 1]
     assert study.missing("compact", 2, "jaxmnist") == [0, 1]
-    assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "study.jsonl").read_text().splitlines()) == 5
 
 
 def test_torch_has_the_published_recipes():
@@ -114,8 +117,8 @@ def test_peers_and_devices_are_compared():
 def test_what_is_quoted_is_what_the_file_says():
     """The README's table and the docstrings of the recipes."""
     lines = study_report.read(study.RESULTS)
-    keys = ("recipe", "seed", "peer", "version", "epochs")
-    runs = {tuple(line[key] for key in keys) for line in lines}
+    keys = ("recipe", "seed", "peer", "version", "epochs", "fields")
+    runs = {tuple(json.dumps(line[key], sort_keys=True) for key in keys) for line in lines}
     assert len(runs) == len(lines)
     readme = (ROOT / "README.md").read_text()
     assert study_report.table(lines) in readme

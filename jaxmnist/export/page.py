@@ -122,7 +122,7 @@ def content(classifier: Classifier) -> bytes:
 
 def _about(classifier: Classifier) -> str:
     known = classifier.metadata
-    text = f"{known.get('recipe', known['model'])}, {int(known['params']):,} parameters"
+    text = f"{known.get('recipe') or known['model']}, {int(known['params']):,} parameters"
     with contextlib.suppress(KeyError, ValueError):  # a file's metadata can be anything
         accuracy = float(known["final_accuracy"])
         if not math.isfinite(accuracy):

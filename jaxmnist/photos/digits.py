@@ -123,14 +123,23 @@ def _joined(groups: list[_Group], height: float) -> list[_Group]:
     )
     # A digit may consist of pieces alone, as some people's 5 does.
     pieces = _merged(pieces, lambda box, other: _gap(box, other) < _ABOVE * height)
-    for own, box in pieces:
-        nearest = min(range(len(bodies)), key=lambda n: _gap(box, bodies[n][1]), default=None)
-        if nearest is not None and _belongs(box, bodies[nearest][1], height):
-            others, other = bodies[nearest]
-            bodies[nearest] = others + own, _around([box, other])
-        elif box.height >= _LOW * height and max(box.width, box.height) >= _WIDE * height:
-            bodies.append((own, box))
-    return bodies
+    while True:
+        apart: list[_Group] = []
+        for own, box in pieces:
+            nearest = min(range(len(bodies)), key=lambda n: _gap(box, bodies[n][1]), default=None)
+            if nearest is not None and _belongs(box, bodies[nearest][1], height):
+                others, other = bodies[nearest]
+                bodies[nearest] = others + own, _around([box, other])
+            else:
+                apart.append((own, box))
+        if len(apart) == len(pieces):  # otherwise a body that has grown may have come near
+            return bodies + [group for group in apart if _is_digit(group[1], height)]
+        pieces = apart
+
+
+def _is_digit(piece: Box, height: float) -> bool:
+    """Whether a piece that is apart is one all the same."""
+    return piece.height >= _LOW * height and max(piece.width, piece.height) >= _WIDE * height
 
 
 def _merged(groups: list[_Group], one: Callable[[Box, Box], bool]) -> list[_Group]:

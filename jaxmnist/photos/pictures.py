@@ -17,9 +17,10 @@ STDIN = "-"
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
 _FULL = {"I;16": 65535, "I": 65535}  # of modes with other levels than 255
 
-# Of a transparent picture: from this share on what is opaque is a sheet that was cut out, and goes
-# on. What covers less was drawn, on white where it is dark and on black where it is light.
-_SHEET = 0.5
+# Of a transparent picture what is opaque is a sheet that was cut out, and goes on, where it fills
+# so much of the box around it and has something on it: so much that is so many grey levels away
+# from the rest. Others were drawn, on white where they are dark and on black where they are light.
+_SHEET, _WRITTEN, _CONTRAST = 0.5, 0.001, 28
 
 
 def read(file: str) -> np.ndarray:
@@ -70,7 +71,8 @@ def _stream(file: str) -> str | io.BytesIO:
 
 def _upright(picture: Image.Image) -> Image.Image:
     picture.load()
-    with contextlib.suppress(SyntaxError, struct.error):  # damaged: what was read of it counts
+    # Damaged: what was read of it counts.
+    with contextlib.suppress(SyntaxError, struct.error, TypeError, ValueError):
         picture.getexif()
     for kept in ("exif", "Raw profile type exif"):  # or it would be written anew, damaged as it is
         picture.info.pop(kept, None)
@@ -86,10 +88,20 @@ def _grey(picture: Image.Image) -> np.ndarray:
     if picture.has_transparency_data:
         levels = np.asarray(picture.convert("LA")).astype(np.float32)
         grey_HW, opaque_HW = levels[..., 0], levels[..., 1] / 255
-        if opaque_HW.mean() > _SHEET:
-            behind = float(np.median(grey_HW[opaque_HW > 0.5]))
-        else:
-            dark = (grey_HW * opaque_HW).sum() < 127.5 * opaque_HW.sum()
-            behind = 255 if dark else 0
+        behind = _behind(grey_HW, opaque_HW)
         return grey_HW * opaque_HW + behind * (1 - opaque_HW)
     return np.asarray(picture.convert("L")).astype(np.float32)
+
+
+def _behind(grey_HW: np.ndarray, opaque_HW: np.ndarray) -> float:
+    """The grey level of what a picture lies on that is opaque from 0 to 1."""
+    visible_HW = opaque_HW > 0.5
+    if visible_HW.any():
+        rows, columns = (np.flatnonzero(visible_HW.any(axis)) for axis in (1, 0))
+        filled = visible_HW.sum() / (np.ptp(rows) + 1) / (np.ptp(columns) + 1)
+        levels = grey_HW[visible_HW]
+        paper = float(np.median(levels))
+        if filled > _SHEET and (np.abs(levels - paper) > _CONTRAST).mean() > _WRITTEN:
+            return paper
+    dark = (grey_HW * opaque_HW).sum() < 127.5 * opaque_HW.sum()
+    return 255 if dark else 0

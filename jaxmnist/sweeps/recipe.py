@@ -63,7 +63,7 @@ def text(config: Config, best: Mapping[str, Any], trials: int, command: str, spl
 
 def _escaped(text: str) -> str:
     """As it stands in a docstring."""
-    return text.replace("\\", "\\\\").replace('"""', "'''")
+    return text.replace("\\", "\\\\").replace('"""', r"\"\"\"")
 
 
 def _literal(value: bool | int | float | str) -> str:

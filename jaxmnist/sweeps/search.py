@@ -230,7 +230,7 @@ class Search:
             if unfinished <= self._in_vain:
                 return
             time.sleep(0.05)
-        self._in_vain |= unfinished  # whoever asked for them died
+        self._in_vain |= unfinished  # whoever asked for them died, or is too slow
 
     def report(self, number: int, epoch: int, accuracy: float) -> None:
         """Notes the accuracy (percent) of a trial after ``epoch``."""

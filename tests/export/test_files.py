@@ -62,7 +62,7 @@ def test_torch_files_need_their_recipe(suffix: str, classifier: Classifier, tmp_
         jaxmnist.load(file)
     found = jaxmnist.load(file, recipe="compact_tiny")
     assert_same_network(found, classifier)
-    assert set(found.metadata) == {"model", "params", "config", "version"}
+    assert set(found.metadata) == {"model", "params", "config", "version", "recipe"}
 
 
 @pytest.mark.parametrize("suffix", torch_weights.SUFFIXES)

@@ -101,3 +101,11 @@ def test_a_piece_that_only_the_whole_digit_reaches(top: int):
     """Of three pieces the first is close to neither other, but to both together."""
     ink_HW = sheet((90, 50, 105, 58), (50, top, 60, 80), (75, 80, 105, 110), (300, 50, 310, 150))
     assert boxes(ink_HW) == [[(50, min(top, 50), 105, 110), (300, 50, 310, 150)]]
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_piece_that_another_brings_near(flipped: bool):
+    """The second is too far from the stroke, until the third belongs to it."""
+    ink_HW = sheet((50, 50, 60, 150), (75, 60, 90, 73), (66, 140, 90, 150))
+    ((digit,),) = find_digits(ink_HW[::-1] if flipped else ink_HW)
+    assert digit.ink_HW.sum() > 0.9 * ink_HW.sum()

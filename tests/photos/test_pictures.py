@@ -2,6 +2,7 @@
 
 import functools
 import io
+import struct
 import sys
 import tempfile
 import zlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from jaxmnist.errors import UserError
 from jaxmnist.photos import pictures
@@ -69,12 +70,58 @@ def test_a_sheet_that_was_cut_out_goes_on(tmp_path: Path):
     np.testing.assert_allclose(grey_HW, expected_HW, atol=1)
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!!", b"Exif\0\0MM"])
+@pytest.mark.parametrize("sheet", [(4, 36, 4, 56), (14, 34, 20, 40)])  # most of it, a sixth of it
+def test_a_sheet_of_any_size_goes_on(sheet: tuple[int, int, int, int], tmp_path: Path):
+    top, bottom, left, right = sheet
+    cut_out = np.zeros((40, 60, 4), np.uint8)
+    cut_out[top:bottom, left:right] = (230, 230, 230, 255)
+    cut_out[18:30, 28:32] = (30, 30, 30, 255)
+    Image.fromarray(cut_out).save(tmp_path / "picture.png")
+    grey_HW = pictures.read(str(tmp_path / "picture.png"))
+    assert grey_HW[0, 0] == 230
+    assert (grey_HW < 100).sum() == 12 * 4
+
+
+@pytest.mark.parametrize(("pen", "paper"), [(20, 255), (240, 0)])
+def test_ink_that_fills_its_picture_is_no_sheet(pen: int, paper: int, tmp_path: Path):
+    """As a 1 does that is trimmed to its own size."""
+    drawn = np.zeros((40, 12, 4), np.uint8)
+    drawn[1:39, 2:10] = (pen, pen, pen, 255)
+    drawn[1:39, 2] = (pen, pen, pen, 90)  # soft edges
+    Image.fromarray(drawn).save(tmp_path / "picture.png")
+    grey_HW = pictures.read(str(tmp_path / "picture.png"))
+    assert grey_HW[0, 0] == paper
+    assert grey_HW[20, 6] == pen
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!!", b"Exif\0\0MM", b"Exif\0\0II*\0"])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_damaged_notes_of_the_camera_do_no_harm(suffix: str, exif: bytes, tmp_path: Path):
     file = tmp_path / f"picture.{suffix}"
     Image.fromarray(RAMP_HW).convert("RGB").save(file, exif=exif, dpi=(72, 72))
     np.testing.assert_allclose(pictures.read(str(file)), RAMP_HW, atol=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("Raw profile type exif", "\nexif\n 9\nno digits"), ("xmp", "text where bytes belong")],
+)
+def test_damaged_notes_in_a_text_do_no_harm(name: str, value: str, tmp_path: Path):
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text(name, value)
+    Image.fromarray(RAMP_HW).save(tmp_path / "picture.png", pnginfo=notes)
+    np.testing.assert_array_equal(pictures.read(str(tmp_path / "picture.png")), RAMP_HW)
+
+
+def test_turned_even_where_the_notes_cannot_be_written_anew(tmp_path: Path):
+    """Where the width is of a kind that Pillow reads and does not write."""
+    entries = [(0x0100, 1, 1, 0), (0x0112, 3, 1, 6)]  # a width; turned by a quarter
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4)
+    Image.fromarray(RAMP_HW).save(tmp_path / "picture.png", exif=exif)
+    np.testing.assert_array_equal(
+        pictures.read(str(tmp_path / "picture.png")), np.rot90(RAMP_HW, -1)
+    )
 
 
 def test_the_camera_says_which_way_is_up(tmp_path: Path):

@@ -168,7 +168,8 @@ def test_what_is_left(idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert record["epochs"] == 2
         assert record["seconds"] > 0
         assert set(record["final_accuracy"]) == {"mean", "sd", "min", "max", "ci95"}
-        assert record["final_accuracy"]["min"] < record["final_accuracy"]["max"]
+    # Of a hundred images two seeds may get as many right, but not each time.
+    assert any(r["final_accuracy"]["min"] < r["final_accuracy"]["max"] for r in records)
     said = capsys.readouterr().out
     assert re.search(r"^trial 2: \d+\.\d\d ± \d+\.\d\d %, 199 parameters, ", said, re.M)
     assert "optimizer.learning_rate=0.3 (3 of 3)" in said
@@ -196,7 +197,7 @@ def test_the_best_is_a_recipe(idx_folder: Path, tmp_path: Path):
 def test_the_command_in_a_recipe_is_one_for_a_shell():
     """However long, and whatever its arguments hold: a shell makes the same of it again."""
     choices = ", ".join(str(number) for number in range(1, 13))
-    names = [f"--sweep.batch_size={choices}"] * 4 + ["it's", "a\\b"]
+    names = [f"--sweep.batch_size={choices}"] * 4 + ["it's", "a\\b", 'a"""b', '"""']
     typed = ["python", "-m", "jaxmnist.sweep", *names]
     best = {"trial": 0, "settings": {}, "params": 1, "receptive_field": 1}
     best |= {"final_accuracy": {"mean": 99.0, "sd": None}}
@@ -392,7 +393,8 @@ def test_halving(idx_folder: Path, tmp_path: Path):
     config = tiny(idx_folder, num_epochs=4, **{"schedule.name": "onecycle"})
     with rows_heard() as rows:
         full = run(config, tmp_path / "full", asked, parallel=6)
-    halved = run(config, tmp_path / "halved", asked, parallel=2, halving=2)
+    # No network in a program of its own, which rounds otherwise.
+    halved = run(config, tmp_path / "halved", asked, parallel=3, halving=2)
     assert halved_epochs(halved) == [1, 1, 1, 2, 4, 4]
     for record in halved:
         if record["epochs"] < 4:

@@ -5,8 +5,8 @@
 Runs `train.run` as the command does, with a stopwatch around each save. The peer is the run itself:
 everything from the first epoch to the last that is not a save.
 
-Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2: 15 saves of model3, median 0.048 s
-(0.038 to 0.052), together 0.71 s beside 41.9 s of training: 1.7 %.
+Result, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2: 15 saves of model3, median 0.041 s
+(0.035 to 0.070), together 0.64 s beside 38.2 s of training: 1.6 % of both.
 """
 
 import argparse

@@ -6,10 +6,10 @@ The 10,000 test images in batches of 1,000, as uint8 in memory. The peer is onnx
 exported file, in the same process, in turns. Then the command with one photo, from start to end,
 with its programs in the cache.
 
-Result, 2026-11-22, two cores of an AMD EPYC (Zen 4), jax 0.10.2, onnxruntime 1.31.1, thousand
-images/s: model3 36.8 (34.9 to 43.2), onnxruntime 42.2 (36.4 to 42.7); compact_tiny 58.0 (56.9 to
-65.1) and 95.6 (69.0 to 99.2); efficient 12.9 (12.6 to 13.5) and 24.5 (21.1 to 25.2). The command:
-1.28 s (1.24 to 1.33).
+Result, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2, onnxruntime 1.32.0, thousand
+images/s: model3 57.6 (52.0 to 68.2), onnxruntime 56.0 (47.3 to 57.5); compact_tiny 96.9 (86.3 to
+109.8) and 122.5 (90.8 to 130.8); efficient 21.9 (20.3 to 22.6) and 45.6 (39.9 to 48.4). The
+command: 1.10 s (1.06 to 1.17).
 """
 
 import argparse

@@ -8,10 +8,9 @@
 Beside them the fastest of PyTorch's variants (see torch_peers.py): one seed in one process, and on
 a CPU a seed in each of as many processes as there are cores, of one thread each.
 
-Result with --repeats 3, 2026-11-21, two cores of an AMD EPYC (Zen 4), jax 0.10.2, torch 2.13.0,
-thousand images/s: PyTorch 6.4 with one seed, 7.7 with two in two processes; jaxmnist 14.1 with one
-seed, 15.7 with 4, 15.3 with 16, 14.8 with 64, 14.6 with 256. In another run 14.5 with one seed,
-16.6 with 16 seeds, 16.7 with 16 settings.
+Result with --repeats 3, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0,
+thousand images/s: PyTorch 9.5 with one seed, 10.7 with two in two processes; jaxmnist 21.7 with one
+seed, 27.1 with 4, 26.2 with 16, 24.1 with 64, 24.6 with 256, 26.3 with 16 settings.
 """
 
 import argparse

@@ -5,9 +5,9 @@
 Each run is `python -m jaxmnist.main` for an epoch in a process of its own: cold with an empty
 compilation cache, warm with the one that the cold run left.
 
-Result, 2026-11-20, two cores of an AMD EPYC (Zen 5), jax 0.10.2, 1 repeat: model3 7.2 s cold, of
-which 5.6 s compilation, 3.0 s warm, 1.15 GB; lightweight 8.7 s, of which 6.9 s, 3.8 s, 1.24 GB; the
-others 5.7 to 7.6 s cold, 2.4 to 3.4 s warm, 0.88 to 1.23 GB.
+Result, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2, 3 repeats: model3 5.9 s cold, of
+which 4.6 s compilation, 2.3 s warm, 1.12 GB; lightweight 6.7 s, of which 5.4 s, 2.4 s, 1.22 GB; the
+others 3.9 to 5.7 s cold, 1.9 to 2.3 s warm, 0.84 to 1.19 GB.
 """
 
 import argparse

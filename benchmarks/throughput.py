@@ -10,10 +10,10 @@ holds the compilation and is shown apart. The ratio is jaxmnist's median over th
 median. GFLOP/s are those of jaxmnist's matrix products, beside what bare float32 products of
 1024×1024 reach on the same cores in the same repeats.
 
-Result, 2026-11-21, two cores of an AMD EPYC (Zen 4), jax 0.10.2, torch 2.13.0, 3 repeats: ratio
-2.30 for model3, 2.20 for compact_tiny, 1.80 for model1, 1.59 for efficient, 1.49 for compact, 1.47
-for lightweight, 1.43 for net8k, 1.40 for compact_sgd, 1.33 for model2; 31 to 46 % of bare products.
-The table is in the README. Two processes of one thread are PyTorch's best form for seven.
+Result, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, 5 repeats: ratio
+2.75 for model3, 2.67 for compact_tiny, 2.13 for lightweight, 1.86 for model1, 1.75 for compact_sgd,
+1.73 for compact, 1.70 for net8k, 1.68 for efficient, 1.52 for model2; 23 to 37 % of bare products.
+The table is in the README. Two processes of one thread are PyTorch's best form for eight.
 """
 
 import argparse

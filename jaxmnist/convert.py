@@ -57,9 +57,9 @@ _TO = flags.DEFINE_string("to", None, "A file, or a new run.", flag_values=_FLAG
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "last", "best, last or an epoch.", flag_values=_FLAGS
 )
-_UNFINISHED = ".convert-"
-
 _SEED = flags.DEFINE_integer("seed", None, "Default: the run's first.", flag_values=_FLAGS)
+
+_UNFINISHED = ".convert-"  # begins the name of a folder where a run is made
 
 
 def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:

@@ -74,7 +74,8 @@ def _upright(picture: Image.Image) -> Image.Image:
     # Damaged: what was read of it counts.
     with contextlib.suppress(SyntaxError, struct.error, TypeError, ValueError):
         picture.getexif()
-    for kept in ("exif", "Raw profile type exif"):  # or it would be written anew, damaged as it is
+    # Or they would be written anew, damaged as they are.
+    for kept in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
         picture.info.pop(kept, None)
     return ImageOps.exif_transpose(picture)
 

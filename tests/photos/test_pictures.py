@@ -111,6 +111,12 @@ def test_damaged_notes_in_a_text_do_no_harm(name: str, value: str, tmp_path: Pat
     notes.add_text(name, value)
     Image.fromarray(RAMP_HW).save(tmp_path / "picture.png", pnginfo=notes)
     np.testing.assert_array_equal(pictures.read(str(tmp_path / "picture.png")), RAMP_HW)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter, say notes that are whole
+    Image.fromarray(RAMP_HW).save(tmp_path / "turned.png", pnginfo=notes, exif=exif)
+    np.testing.assert_array_equal(
+        pictures.read(str(tmp_path / "turned.png")), np.rot90(RAMP_HW, -1)
+    )
 
 
 def test_turned_even_where_the_notes_cannot_be_written_anew(tmp_path: Path):

@@ -126,7 +126,8 @@ class Rounds:
                 barren += 1
         if self._exhausted or barren == _MOST_BARREN:
             self._board.say("no further settings were found that can be trained and are new")
-        if not trials and not self._search.records() and (reasons := self._search.refused()):
+        idle = not trials and not self._search.records() and not self._search.others_train()
+        if idle and (reasons := self._search.refused()):
             raise UserError(
                 f"none of {len(reasons)} settings can be trained; the last: {reasons[-1]}"
             )

@@ -11,7 +11,7 @@ import json
 import time
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -293,6 +293,15 @@ class Search:
             with storage_errors():
                 self._study.set_user_attr(f"alive:{self._worker}", liveness.sign())
 
+    def others_train(self) -> bool:
+        """Whether another worker has a trial that it has not told yet."""
+        with storage_errors():
+            return bool(self._others(self._live()))
+
+    def _others(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those that another worker has not told yet."""
+        return [t for t in trials if t.state == TrialState.RUNNING and not self._is_mine(t)]
+
     def wait_for_others(self) -> bool:
         """Waits until there is something to ask for again, or no other worker has a trial left.
 
@@ -309,9 +318,7 @@ class Search:
                     return True
                 if self._order.sampler != "grid" and len(live) < self._order.trials:
                     return True
-                running = [
-                    t for t in live if t.state == TrialState.RUNNING and not self._is_mine(t)
-                ]
+                running = self._others(live)
                 if not running:
                     # Where a worker died between ending a trial and handing it on, a point lacks.
                     return self._order.sampler == "grid" and self._order_grid()

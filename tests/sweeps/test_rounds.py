@@ -24,6 +24,7 @@ from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
 from jaxmnist.sweeps import recipe as recipe_lib
 from jaxmnist.sweeps import rounds as rounds_lib
+from jaxmnist.sweeps import search as search_lib
 from jaxmnist.sweeps import sweep
 from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.rounds import Options, Rounds
@@ -473,6 +474,16 @@ def test_none_small_enough(idx_folder: Path, tmp_path: Path, monkeypatch: pytest
     asked = {"network.blocks": "100..200/4..8"}
     with pytest.raises(UserError, match=r"none of 20 settings .* more than --max_params 50"):
         run(tiny(idx_folder), tmp_path / "s", asked, trials=4, max_params=50, sampler="random")
+
+
+def test_none_is_not_said_while_another_worker_trains_one(
+    idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rounds_lib, "_MOST_REFUSED", 20)
+    monkeypatch.setattr(search_lib.Search, "others_train", lambda _: True)
+    asked = {"network.blocks": "100..200/4..8"}
+    options: dict[str, Any] = {"trials": 4, "max_params": 50, "sampler": "random"}
+    assert run(tiny(idx_folder), tmp_path / "s", asked, **options) == []
 
 
 def test_a_grid_is_asked_to_its_end(

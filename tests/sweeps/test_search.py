@@ -323,6 +323,16 @@ def test_a_living_worker_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(b.records()) == 6
 
 
+def test_whether_others_train(tmp_path: Path):
+    a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
+    assert not b.others_train()
+    (trial,) = a.ask(1)
+    assert b.others_train()
+    assert not a.others_train()
+    a.finish(trial.number, record(trial), halved=False)
+    assert not b.others_train()
+
+
 def test_a_journal_file_will_do(tmp_path: Path):
     wanted = order(RANGES, "tpe", 4)
     path = str(tmp_path / "study.journal")

@@ -68,7 +68,7 @@ def load(
         raise UserError(f"{source} has a recipe of its own: leave --config, or recipe=, out")
     if a_run:
         return load_run(path, str(checkpoint), seed)
-    if (checkpoint, seed) != ("last", None) and not (a_file and not os.path.exists(path)):
+    if (checkpoint, seed) != ("last", None) and (os.path.exists(path) or not a_file):
         raise UserError(f"{source} is no run: leave checkpoint and seed out, it is one network")
     if a_file:
         return _of_weights(path, recipe, str(path))

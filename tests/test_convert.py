@@ -28,6 +28,7 @@ from weight_files import (
     save,
     tensors,
 )
+from workdirs import AT_ONCE
 
 import jaxmnist
 from jaxmnist import convert, data
@@ -38,7 +39,6 @@ from jaxmnist.networks import models
 from jaxmnist.runs import assemble, saved_run, train
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.workdir import Workdir
-from jaxmnist.training import parallel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TIMEOUT = 120
@@ -548,7 +548,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(material: Path) -> Mapping[str, Outcome]:
-    with concurrent.futures.ThreadPoolExecutor(min(parallel.cores(), 4)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {
             name: pool.submit(execute, *(arg.replace("HERE", str(material)) for arg in args))
             for name, args in COMMANDS.items()

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from populations import members_of
 from saved_runs import cut, make_run, tiny_config, tiny_run
+from workdirs import AT_ONCE
 
 import jaxmnist
 from jaxmnist import data, evaluate
 from jaxmnist.errors import UserError
 from jaxmnist.runs import assemble, saved_run
 from jaxmnist.runs.checkpoint import Checkpoints, PartialEpoch
-from jaxmnist.training import parallel
 from jaxmnist.training.engine import over_members
 
 KEYS = ["loss", "accuracy", "correct", "total", "per_class"]
@@ -294,7 +294,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, mnist) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(material: Path) -> Mapping[str, Outcome]:
-    with concurrent.futures.ThreadPoolExecutor(min(parallel.cores(), 4)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {
             name: pool.submit(execute, *(arg.replace("HERE", str(material)) for arg in args))
             for name, args in COMMANDS.items()

@@ -27,12 +27,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from workdirs import PATIENCE, rows_of, wait_for, without_timing
+from workdirs import AT_ONCE, PATIENCE, rows_of, wait_for, without_timing
 
 from jaxmnist import data
 from jaxmnist.runs import saved_run
 from jaxmnist.runs.checkpoint import Checkpoints
-from jaxmnist.training import parallel
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compact_tiny.py"
 TRAIN_SIZE, EVAL_SIZE, BATCH = 4000, 1000, 40
@@ -849,7 +848,7 @@ def outcome(
     images = tmp_path_factory.mktemp("images")
     write_images(images, mnist)
     lab = Lab(tmp_path_factory.mktemp("faults"), images)
-    with ThreadPoolExecutor(min(parallel.cores(), 4)) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         futures: dict[str, Future] = {
             name: pool.submit(fault, lab, lab.folder(name))
             for name, fault in FAULTS.items()

@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 from commands import fresh
-from workdirs import rows_of, wait_for
+from workdirs import AT_ONCE, rows_of, wait_for
 
 from jaxmnist import main
 from jaxmnist.config import FIELDS
@@ -236,7 +236,7 @@ def outcome(
     commands["disguised Ctrl-C"] = ("--config=RECIPES/disguised_ctrl_c.py",)
     commands["help"] = ("--help",)
     base = tmp_path_factory.mktemp("cwd")
-    with concurrent.futures.ThreadPoolExecutor(min(parallel.cores(), 4)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         # The long ones first, so that they do not run alone at the end.
         futures = {}
         for number, (name, args) in enumerate(reversed(commands.items())):

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxmnist.training import parallel
+
 PATIENCE = 120  # seconds, on a machine that is busy
+AT_ONCE = min(parallel.cores(), 4)  # commands, each of which takes up to a gigabyte
 
 
 def rows_of(workdir: Path) -> list[dict[str, Any]]:

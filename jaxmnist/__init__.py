@@ -77,6 +77,9 @@ def train(
     recipe: "str | os.PathLike[str] | Config",
     /,
     workdir: "str | os.PathLike[str] | None" = None,
+    *,
+    restart: bool = False,
+    tensorboard: bool = False,
     **fields: Any,
 ) -> "tuple[Classifier, list[Row]]":
     """Trains as ``python -m jaxmnist.main`` does.
@@ -85,6 +88,8 @@ def train(
       recipe: the name of a packaged recipe, the file of another one, or a configuration.
       workdir: the run's folder, where it is taken up if it is there already; None for one that is
         removed in the end.
+      restart: start over, after moving a run that is in the workdir aside.
+      tensorboard: also write the run's curves for TensorBoard.
       **fields: fields of the configuration, with two underscores for a dot:
         ``train("model3", num_epochs=3, optimizer__learning_rate=0.1)``.
 
@@ -101,4 +106,4 @@ def train(
     """
     from jaxmnist import sources  # late: the libraries below take seconds
 
-    return sources.train(recipe, workdir, fields)
+    return sources.train(recipe, workdir, fields, restart=restart, tensorboard=tensorboard)

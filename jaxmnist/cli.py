@@ -215,7 +215,7 @@ def _with_recipe_file(argv: list[str]) -> tuple[list[str], str]:
             given, rest = flag[1], argv[place + 1 :]
             if given is None:
                 given, rest = "".join(rest[:1]), rest[1:]
-            file = given
+            file = os.path.expanduser(given)
             if not os.path.isfile(file.partition(":")[0]):
                 if given not in recipes.names():
                     raise UserError(

@@ -175,7 +175,8 @@ def what_is_trained(config: Config) -> dict[str, Any]:
     return {
         name: value
         for name, value in flatten(config).items()
-        if not name.startswith(_HOW_NOT_WHAT) and value != FIELDS[name].default
+        if not name.startswith(_HOW_NOT_WHAT)
+        and (name not in FIELDS or value != FIELDS[name].default)
     }
 
 

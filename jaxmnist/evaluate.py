@@ -91,6 +91,8 @@ def _parse(argv: list[str]) -> None:
             "--workdir is missing: name a run, for example runs/model3, or with --from a network "
             "that comes with the package"
         )
+    if _WORKDIR.value == "":
+        raise UserError("--workdir is empty: name a run, for example runs/model3")
     if _WORKDIR.value is not None and _FROM.value is not None:
         raise UserError("--workdir and --from are both given: name one network")
 

@@ -63,6 +63,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them.", flag_va
 
 def _parse(argv: list[str]) -> None:
     cli.parse_with_recipe(argv, _FLAGS)
+    if _WORKDIR.value == "":
+        raise UserError("--workdir is empty: name a folder, or leave it out")
     coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if coordinator in (None, "auto"):
         if (count, number) != (None, None):

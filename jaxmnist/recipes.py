@@ -36,7 +36,7 @@ def load(recipe: str | os.PathLike[str]) -> Any:
     Raises:
       UserError: where there is no such recipe, or it is broken.
     """
-    given = os.fspath(recipe)
+    given = os.path.expanduser(os.fspath(recipe))
     if not os.path.isfile(given) and given not in names():
         raise UserError(
             f"recipe {given!r} is neither a file nor one of the packaged ones: {', '.join(names())}"

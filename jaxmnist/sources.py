@@ -137,19 +137,28 @@ def _remedy(file: Path) -> str:
 def packaged_recipe(config: Config) -> str | None:
     """The packaged recipe that ``config`` follows, whatever seeds and devices; None for none."""
     for name in recipes.names():
-        if what_is_trained(recipes.load(recipes.path(name))) == what_is_trained(config):
-            return name
+        # Others may lie there too, in a checkout: broken ones, or what recipes share.
+        with contextlib.suppress(UserError):
+            if what_is_trained(recipes.load(recipes.path(name))) == what_is_trained(config):
+                return name
     return None
 
 
 def train(
-    recipe: Recipe, workdir: str | os.PathLike[str] | None, fields: Mapping[str, Any]
+    recipe: Recipe,
+    workdir: str | os.PathLike[str] | None,
+    fields: Mapping[str, Any],
+    *,
+    restart: bool = False,
+    tensorboard: bool = False,
 ) -> "tuple[Classifier, list[Row]]":
     """See ``jaxmnist.train``."""
     from jaxmnist.runs import train as train_lib
     from jaxmnist.training import parallel
 
     config = _configuration(recipe, fields)
+    if workdir == "":
+        raise UserError("workdir is empty: name a folder, or leave it out")
     with contextlib.suppress(RuntimeError):  # JAX has its devices already
         parallel.use_every_core()
     with contextlib.ExitStack() as stack:
@@ -158,7 +167,7 @@ def train(
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
         folder = Path(os.path.expanduser(workdir))
         try:
-            train_lib.run(config, folder)
+            train_lib.run(config, folder, restart=restart, tensorboard=tensorboard)
         except Stopped as stopped:  # which no `except Exception` around the call should catch
             if stopped.cause == signal.SIGINT:
                 raise KeyboardInterrupt(*([str(stopped)] if keep else [])) from None

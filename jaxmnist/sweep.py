@@ -89,8 +89,8 @@ def _parse(argv: list[str]) -> None:
         raise UserError("--workdir is missing: name a folder for the sweep")
     if _STORAGE.value == "":
         raise UserError("--storage is empty: name a database, or leave it out")
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError("Optuna is missing: pip install 'jaxmnist[sweep]'")
+    if not all(map(importlib.util.find_spec, ("optuna", "rich", "sqlalchemy"))):
+        raise UserError("Optuna, rich or SQLAlchemy is missing: pip install 'jaxmnist[sweep]'")
     for field in _asked:
         if any(re.match(rf"--?(no)?config\.{re.escape(field)}(=|$)", a) for a in rest):
             raise UserError(f"--config.{field} and --sweep.{field} are given: choose one of them")

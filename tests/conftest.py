@@ -3,10 +3,12 @@
 import os
 import signal
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jaxmnist import data
 
@@ -42,6 +44,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if "not long" in config.option.markexpr and "PYTEST_XDIST_WORKER" not in os.environ:
         # XLA obeys the last of several equal flags: those of the user.
         os.environ["XLA_FLAGS"] = f"{QUICK_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".rstrip()
+
+
+@pytest.fixture
+def saved_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that the test has drawn and saved so far."""
+    saved, save = [], Figure.savefig
+
+    def record(figure: Figure, *args: Any, **options: Any) -> None:
+        saved.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return saved
 
 
 @pytest.fixture(scope="session")

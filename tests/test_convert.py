@@ -28,7 +28,7 @@ from weight_files import (
     save,
     tensors,
 )
-from workdirs import AT_ONCE
+from workdirs import AT_ONCE, files_below
 
 import jaxmnist
 from jaxmnist import convert, data
@@ -50,13 +50,6 @@ def recipe(model: str = "model3", **fields) -> Config:
     config = default_config()
     config.update_from_flattened_dict({"model": model} | fields)
     return config
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def outputs_of_run(run: saved_run.SavedRun, images_NHW: np.ndarray, *, log: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from populations import members_of
 from saved_runs import cut, make_run, tiny_config, tiny_run
-from workdirs import AT_ONCE
+from workdirs import AT_ONCE, files_and_times
 
 import jaxmnist
 from jaxmnist import data, evaluate
@@ -245,7 +245,7 @@ def test_a_file_of_weights(trained: Path, tmp_path: Path, score):
         (("--workdir=RUN", "--checkpoint="), r"--checkpoint is ''.*\(2, 3\)"),
         (("--workdir=RUN", "--json=maybe"), "json"),
         (("RUN",), "unexpected argument"),
-        (("--workdir=",), "holds no run"),
+        (("--workdir=",), "--workdir is empty: name a run"),
         (("--workdir=nowhere",), "nowhere holds no run"),
         (("--workdir=" + "x" * 300,), "holds no run"),
     ],
@@ -331,12 +331,6 @@ def test_empty_folder_is_no_run(tmp_path: Path, score):
 
 
 def test_evaluation_changes_nothing(trained: Path, score):
-    def contents():
-        return {
-            path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-            for path in trained.rglob("*")
-        }
-
-    before = contents()
+    before = files_and_times(trained)
     score("--workdir", trained, "--checkpoint", "best")
-    assert contents() == before
+    assert files_and_times(trained) == before

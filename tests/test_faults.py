@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from workdirs import AT_ONCE, PATIENCE, rows_of, wait_for, without_timing
+from workdirs import AT_ONCE, PATIENCE, files_below, rows_of, wait_for, without_timing
 
 from jaxmnist import data
 from jaxmnist.runs import saved_run
@@ -156,14 +156,6 @@ def newest_epoch(workdir: Path) -> int:
         return checkpoints.record(steps[-1]).epoch if steps else 0
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def names_in(workdir: Path) -> set[str]:
     """Everything but checkpoints that were moved aside, and what is in checkpoints."""
     checkpoints = {f"checkpoints/{path.name}" for path in (workdir / "checkpoints").iterdir()}
@@ -286,7 +278,7 @@ def moments(recipe: Recipe, workdir: Path, epoch: float) -> dict[str, Moment]:
         "start of a save": Moment(lambda run: saved(run) and half_saved(workdir)),
         "save": Moment(lambda run: saved(run) and half_saved(workdir), most=0.05),
         "sealing": Moment(lambda run: saved(run) and unsealed(workdir)),
-        "plots": Moment(lambda run: TRAINS in run.said and sealed(workdir) == end, 0.1, 1.0),
+        "plots": Moment(lambda run: TRAINS in run.said and sealed(workdir) == end, 0.1, 0.5),
     }
 
 

@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 from commands import fresh
-from workdirs import AT_ONCE, rows_of, wait_for
+from workdirs import AT_ONCE, files_below, rows_of, wait_for
 
 from jaxmnist import main
 from jaxmnist.config import FIELDS
@@ -102,6 +102,10 @@ def get_config():
 REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no recipe": ((), ("--config is missing", "model3")),
     "empty recipe": (("--config=",), ("--config",)),
+    "empty workdir": (
+        ("--config=model3", "--workdir=", "--restart"),
+        ("--workdir is empty: name a folder, or leave it out",),
+    ),
     "missing recipe": (
         ("--config=nowhere/model9.py",),
         ("--config", "nowhere/model9.py", "packaged recipes: compact, "),
@@ -166,13 +170,6 @@ def execute(cwd: Path, args: Sequence[str], redirection: str = "") -> Outcome:
         timeout=TIMEOUT,
     )
     return Outcome(done.returncode, done.stdout, done.stderr, cwd)
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 RECIPE_LOADER = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -466,7 +463,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, quick: tuple[str, ...]
         *quick,
         "--config.num_epochs=5000",
         "--workdir=w",
-        "--config.checkpoint.every_epochs=99",
+        "--config.checkpoint.every_epochs=9999",
     )
     shown = re.compile(r"step +\d+/10 +\d+% .*accuracy")
     terminal = OnTerminal(cwd, *args)

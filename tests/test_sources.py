@@ -56,6 +56,13 @@ def test_a_run(workdir: Path, images_NHW: np.ndarray):
     assert "6,584" in first.summary()
 
 
+def test_a_seed_may_be_one_of_numpys(workdir: Path):
+    seeds: Any = np.arange(4, 6)
+    for seed in seeds:
+        known = jaxmnist.load(workdir, seed=seed).metadata
+        assert json.loads(known["config"])["seed"] == int(known["seed"]) == seed
+
+
 def test_a_run_may_be_called_like_a_file(workdir: Path, tmp_path: Path):
     shutil.copytree(workdir, tmp_path / "best.pt")
     assert jaxmnist.load(tmp_path / "best.pt").source.endswith("best.pt, epoch 3, seed 4")
@@ -72,7 +79,7 @@ def test_ctrl_c_is_no_error_that_a_loop_would_catch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise Stopped(sent, "everything is saved")
 
     monkeypatch.setattr(train_lib, "run", stop)
@@ -196,6 +203,17 @@ def test_what_is_known_of_a_run(
     assert known == expected | {"model": "compact_tiny", "params": "6584", "version": version}
 
 
+UNKNOWN_FIELD = """
+import jaxmnist.recipes
+
+def get_config():
+    from jaxmnist.config import default_config
+    config = default_config()
+    config.learning_rate = 0.1
+    return config
+"""
+
+
 def test_runs_of_a_packaged_recipe_are_known_by_it(tmp_path: Path):
     """Whatever their seeds and devices; another number of epochs is another recipe."""
     config = recipes.load("model1")
@@ -208,6 +226,21 @@ def test_runs_of_a_packaged_recipe_are_known_by_it(tmp_path: Path):
     assert sources.packaged_recipe(config) is None
     names = recipes.names()
     assert [sources.packaged_recipe(recipes.load(name)) for name in names] == names
+
+
+@pytest.mark.parametrize("text", ["x = 1", "def get_config(: pass", UNKNOWN_FIELD])
+def test_other_files_beside_the_recipes_do_no_harm(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What recipes share, or one that is being written."""
+    shutil.copy(recipes.path("model1"), tmp_path)
+    (tmp_path / "a_draft.py").write_text(text)
+    config = recipes.load("model1")
+    monkeypatch.setattr(recipes, "_folder", lambda: tmp_path)
+    assert recipes.names() == ["a_draft", "model1"]
+    assert sources.packaged_recipe(config) == "model1"
+    config.num_epochs = 3
+    assert sources.packaged_recipe(config) is None
 
 
 def test_weights_that_know_their_recipe(workdir: Path, tmp_path: Path, images_NHW: np.ndarray):
@@ -275,9 +308,22 @@ def test_training_is_that_of_the_command(tmp_path: Path, idx_folder: Path, image
     assert flatten(config) == before
 
 
+def test_training_may_start_over(tmp_path: Path, idx_folder: Path):
+    fields = {"dataset": str(idx_folder), "split": "train/test", "num_epochs": 1}
+    jaxmnist.train("compact_tiny", tmp_path / "run", **fields)
+    with pytest.raises(UserError, match=r"holds another run \(config.batch_size"):
+        jaxmnist.train("compact_tiny", tmp_path / "run", **fields, batch_size=64)
+    jaxmnist.train(
+        "compact_tiny", tmp_path / "run", **fields, batch_size=64, restart=True, tensorboard=True
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]
+    assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
+
+
 @pytest.mark.parametrize(
     ("recipe", "fields", "words"),
     [
+        ("model3", {"workdir": ""}, "workdir is empty"),
         ("vgg", {}, "recipe 'vgg' is neither"),
         ("model3", {"learning_rate": 1.0}, "did you mean config.optimizer.learning_rate?"),
         ("model3", {"num_epochs": "three"}, "config.num_epochs is 'three': it must be of type int"),
@@ -314,6 +360,12 @@ def test_weights_that_give_no_numbers(images_NHW: np.ndarray):
     classifier.params = jax.tree.map(lambda leaf: leaf * 1e38, classifier.params)
     with pytest.raises(UserError, match="gives no finite logits: its weights are damaged"):
         classifier.predict(images_NHW)
+
+
+def test_a_recipe_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(recipes.path("model1"), tmp_path / "mine.py")
+    assert recipes.load("~/mine.py").model == "model1"
 
 
 def test_a_recipe_that_makes_no_configuration(tmp_path: Path):

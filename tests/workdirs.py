@@ -21,6 +21,20 @@ def rows_of(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines(True) if line.endswith("\n")]
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    """What each file holds; of folders nothing."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def files_and_times(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Also when each was changed, in nanoseconds."""
+    contents = files_below(folder)
+    return {name: ((folder / name).stat().st_mtime_ns, contents[name]) for name in contents}
+
+
 def without_timing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What must be the same, bit for bit, after an interruption."""
     timing = ("seconds", "images_per_second")

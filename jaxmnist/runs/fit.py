@@ -77,7 +77,7 @@ def fit(
         done comes too late.
 
     Raises:
-      DivergenceError: when a loss stops being finite; the epochs before that are on disk.
+      DivergenceError: when a loss stops being finite; earlier checkpoints are still there.
       StorageError: when the disk fails or is full; earlier checkpoints are still there.
       Stopped: after Ctrl-C or SIGTERM, once everything is saved.
     """

@@ -43,8 +43,7 @@ def load(workdir: Path, checkpoint: str = "last", seed: int | None = None) -> Sa
       UserError: where there is no such run, checkpoint or seed.
     """
     config = read_config(workdir)
-    if seed is None:
-        seed = int(config.seed)
+    seed = int(config.seed if seed is None else seed)  # NumPy's integers too
     index = seed - config.seed
     if not 0 <= index < config.num_seeds:
         raise UserError(

@@ -13,7 +13,8 @@ def die_of_ctrl_c() -> None:
     """Lets Ctrl-C end the process at once and without a word, until ``raise_on_ctrl_c``.
 
     For the imports, which take seconds: a KeyboardInterrupt in them ends in a traceback, or is
-    dropped where a garbage collection runs. Where Ctrl-C is ignored (nohup), it stays so.
+    dropped where a garbage collection runs. Where Ctrl-C is ignored, it stays so, as in what a
+    script starts with &.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -28,8 +29,8 @@ def raise_on_ctrl_c() -> None:
 class StopRequest:
     """Within its ``with`` block the first Ctrl-C or SIGTERM is only noted, in ``cause``.
 
-    The second one does what it always does. Outside the main thread, which alone hears signals,
-    nothing is changed.
+    The second one does what it always does. What is ignored stays so. Outside the main thread,
+    which alone hears signals, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _ASKING}
+            heard = [n for n in _ASKING if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(

@@ -43,12 +43,12 @@ def run(
     Raises:
       UserError: for a configuration, data set or workdir that cannot be used; where tensorboardX
         is wanted and missing.
-      DivergenceError: when the loss stops being finite; the epochs before that are on disk.
+      DivergenceError: when the loss stops being finite; earlier checkpoints are still there.
       StorageError: when the disk fails or is full; earlier checkpoints are still there.
       Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
     """
     validate(config)
-    train_data, eval_data = data.load(config.dataset, config.split)
+    train_data, eval_data = hosts.on_each(lambda: data.load(config.dataset, config.split))
     cohort = Cohort.of([config], len(train_data))
     mesh = cohort.mesh()
     layers = analyze.summarize(models.build(architecture(config)))

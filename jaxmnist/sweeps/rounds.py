@@ -88,10 +88,10 @@ class Rounds:
         if unfinished := self._files.read_round():
             trials = [Trial(number, values) for number, values in unfinished["trials"]]
             # Another worker may have been given some in the meantime.
-            self._train_round(
-                [trial for trial in trials if self._search.still_wanted(trial)],
-                unfinished["parallel"],
-            )
+            trials = [trial for trial in trials if self._search.still_wanted(trial)]
+            # As many as there were may have been too many for the memory.
+            in_program = self._options.parallel or self._suitable()
+            self._train_round(trials, min(in_program, unfinished["parallel"]))
         self._files.end_round()
         while trials := self._next_round():
             in_program = self._options.parallel or self._suitable()

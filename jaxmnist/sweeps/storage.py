@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import json
+import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,11 @@ _OPENINGS = 8
 _BEING_MADE = ("already exists", "UNIQUE constraint", "no such table", "is locked", "version")
 
 
+def without_password(text: str) -> str:
+    """``text``, in which addresses of databases have PASSWORD for theirs."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:PASSWORD@", text)
+
+
 def opened(
     storage: str | Path, name: str
 ) -> tuple[optuna.storages.BaseStorage, optuna.Study, optuna.Study]:
@@ -35,6 +42,7 @@ def opened(
       UserError: where the storage cannot be used.
       StorageError: where there is no room for it.
     """
+    shown = without_password(str(storage))
     for attempt in range(1, _OPENINGS + 1):
         try:
             there = _open(storage)
@@ -45,7 +53,7 @@ def opened(
             return there, study, told
         except Exception as error:  # whatever the database's driver raises
             cause = getattr(error, "orig", None) or error
-            reason = " ".join(str(cause).split())[:200]
+            reason = without_password(" ".join(str(cause).split()))[:200]
             if isinstance(cause, OSError):  # whose words may be those of a path
                 being_made, no_room = False, cause.errno == errno.ENOSPC
             else:
@@ -55,13 +63,13 @@ def opened(
                 time.sleep(0.3 * attempt)
                 continue
             if no_room:
-                raise StorageError(f"{storage}: {reason}: see that the disk has room") from error
+                raise StorageError(f"{shown}: {reason}: see that the disk has room") from error
             if isinstance(storage, Path):
                 raise UserError(
-                    f"{storage}: {reason}: choose another --workdir, or move it away to start over"
+                    f"{shown}: {reason}: choose another --workdir, or move it away to start over"
                 ) from error
             raise UserError(
-                f"--storage {storage}: {reason}: name one as Optuna takes it, for example "
+                f"--storage {shown}: {reason}: name one as Optuna takes it, for example "
                 "sqlite:///sweep.db"
             ) from error
     raise AssertionError("the last attempt returns or raises")
@@ -74,7 +82,7 @@ def _open(storage: str | Path) -> optuna.storages.BaseStorage:
             raise ValueError("a database cannot lie in a folder with ?, %, { or } in its name")
         storage = f"sqlite:///{storage}"
     elif "://" not in storage:
-        return optuna.storages.JournalStorage(JournalFileBackend(storage))
+        return optuna.storages.JournalStorage(JournalFileBackend(os.path.expanduser(storage)))
     if not storage.startswith("sqlite"):
         return optuna.storages.get_storage(storage)
     patient = {"connect_args": {"timeout": 60}}  # others may be writing

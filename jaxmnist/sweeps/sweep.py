@@ -21,6 +21,7 @@ from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.rounds import Options, Rounds, check, rungs_of
 from jaxmnist.sweeps.search import SAMPLERS, Order, Search
 from jaxmnist.sweeps.space import Choices, Space, Value, configured
+from jaxmnist.sweeps.storage import without_password
 
 _MOST_TRIALS = 10_000
 
@@ -72,7 +73,8 @@ def run(
 
         def leave(records: Sequence[dict[str, Any]]) -> None:
             best = _best(config, records)
-            text = recipe.text(config, best, len(records), command, split) if best else None
+            typed = without_password(command)
+            text = recipe.text(config, best, len(records), typed, split) if best else None
             files.write_results(records, text)
 
         rounds = Rounds(
@@ -173,7 +175,9 @@ def _description(config: Config, space: Space, order: Order, options: Options) -
     }
     varied = {f"--sweep.{field}": text for field, text in space.asked.items()}
     how = {"--sampler": order.sampler, "--halving": options.halving}
-    how |= {"--max_params": options.max_params, "--storage": options.storage}
+    how["--max_params"] = options.max_params
+    if options.storage is not None:
+        how["--storage"] = without_password(options.storage)
     return fixed | varied | {name: value for name, value in how.items() if value is not None}
 
 

@@ -7,7 +7,7 @@ The first process alone writes files and speaks; all must see the same workdir.
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
@@ -81,12 +81,29 @@ def on_first(action: Callable[[], T]) -> T | None:
     return result
 
 
+def on_each(action: Callable[[], T]) -> T:
+    """Runs ``action`` in every process; where it fails in one, all raise its ``UserError``.
+
+    One that ended by itself would wait for the others, and they for it.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, message = None, ""
+    try:
+        result = action()
+    except UserError as error:
+        message = str(error)
+    _raise_together(message)
+    return cast(T, result)
+
+
 def _raise_together(message: str) -> None:
-    """Raises the first process's message, where it has one, in every process."""
+    """Raises the message of the first process that has one in every process."""
     padded = message.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
-    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
-    if text := np.asarray(shared, np.uint8).tobytes().rstrip(b"\0").decode("utf-8", "replace"):
-        raise UserError(text)
+    shared = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
+    for row in np.asarray(shared, np.uint8):
+        if text := row.tobytes().rstrip(b"\0").decode("utf-8", "replace"):
+            raise UserError(text)
 
 
 def largest(value: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from populations import members_of
+from workdirs import files_below
 
 from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import StorageError, UserError
@@ -77,13 +78,6 @@ def at_step(step: int) -> TrainState:
     """A small state that says which step it belongs to."""
     params = {"w": jnp.full((1, 2), step, jnp.float32)}
     return TrainState(jnp.full(1, step, jnp.int32), params, {}, ())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 @pytest.fixture(scope="module")
@@ -242,11 +236,11 @@ def test_keeps_the_newest_and_the_best(
 
 
 def test_step_that_exists_is_left_alone(two: Path):
-    before = contents(two)
+    before = files_below(two)
     with opened(two) as checkpoints:
         checkpoints.save(20, at_step(99), record_of(9, 1.0))
         assert checkpoints.record(20) == record_of(2, 110.0)
-    assert contents(two) == before
+    assert files_below(two) == before
 
 
 def test_leftovers_of_cut_short_saves_are_removed(two: Path):
@@ -266,13 +260,13 @@ def files_of(checkpoint: Path) -> list[Path]:
 
 def damaged_line(folder: Path) -> str:
     """What is said when step 20 is damaged, which must be moved aside whole."""
-    before = contents(folder / "20")
+    before = files_below(folder / "20")
     with opened(folder) as checkpoints:
         assert checkpoints.steps() == [10]
         chex.assert_trees_all_equal(checkpoints.restore(10, abstract(at_step(0))), at_step(10))
         (line,) = checkpoints.damaged
     assert sorted(path.name for path in folder.iterdir()) == ["10", "20.damaged.1"]
-    assert contents(folder / "20.damaged.1") == before
+    assert files_below(folder / "20.damaged.1") == before
     assert line.startswith(f"checkpoint {folder / '20'} is damaged (")
     assert line.endswith("): moved to 20.damaged.1")
     assert "\n" not in line
@@ -379,15 +373,15 @@ def test_read_only_changes_nothing(two: Path):
     (two / "20" / "_METADATA").write_text("{")
     for name in ("30.orbax-checkpoint-tmp", "5.removing"):
         (two / name).mkdir()
-    before = contents(two)
+    before = files_below(two)
     with opened(two, read_only=True) as checkpoints:
         assert checkpoints.steps() == [10]
         assert checkpoints.damaged == ["checkpoint 20 is damaged (_METADATA has changed)"]
-    assert contents(two) == before
+    assert files_below(two) == before
 
 
 def test_full_disk_leaves_the_older_ones(two: Path, monkeypatch: pytest.MonkeyPatch):
-    before = contents(two)
+    before = files_below(two)
 
     def half_a_save(_, path: Path, **__):
         Path(f"{path}.orbax-checkpoint-tmp").mkdir()
@@ -405,7 +399,7 @@ def test_full_disk_leaves_the_older_ones(two: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     with opened(two, keep=1) as checkpoints:
         assert (checkpoints.steps(), checkpoints.damaged) == ([10, 20], [])
-    assert contents(two) == before
+    assert files_below(two) == before
 
 
 def test_full_disk_at_the_record_leaves_the_older_ones(two: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,27 +15,19 @@ PUBLISHED = [
 
 
 @pytest.fixture
-def draw(monkeypatch, tmp_path):
+def draw(saved_figures: list[Figure], tmp_path):
     """Calls a plot function, checks the PNG and returns the figure that it saved."""
-    saved = []
-    save = Figure.savefig
-
-    def record(figure, *args, **kwargs):
-        saved.append(figure)
-        return save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", record)
 
     def call(plot, *args, **kwargs) -> Figure:
-        path = tmp_path / f"{len(saved)}.png"
+        path = tmp_path / f"{len(saved_figures)}.png"
         assert plot(path, *args, **kwargs) is None
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert path.stat().st_size < 300_000
         height, width, channels = matplotlib.image.imread(path).shape
-        inches = saved[-1].get_size_inches()
+        inches = saved_figures[-1].get_size_inches()
         assert (width, height) == pytest.approx(tuple(130 * inches), abs=1)
         assert channels == 4
-        return saved[-1]
+        return saved_figures[-1]
 
     return call
 

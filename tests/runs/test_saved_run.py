@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from saved_runs import cut, make_run, tiny_config, tiny_run
+from workdirs import files_and_times
 
 from jaxmnist.config import flatten
 from jaxmnist.errors import UserError
@@ -36,13 +37,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
     return workdir, make_run(workdir, tiny_config(), ACCURACIES)
 
 
-def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    return {
-        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-        for path in folder.rglob("*")
-    }
-
-
 def fresh_state(run: saved_run.SavedRun) -> tuple[Callable[[Member], TrainState], Member]:
     """What makes the state that the run began with, and its argument."""
     schedule = assemble.schedule(run.config, 1)
@@ -50,9 +44,9 @@ def fresh_state(run: saved_run.SavedRun) -> tuple[Callable[[Member], TrainState]
 
 
 def test_last_epoch_and_first_seed_are_the_default(trained: Path):
-    before = contents(trained)
+    before = files_and_times(trained)
     run = saved_run.load(trained)
-    assert contents(trained) == before
+    assert files_and_times(trained) == before
     assert (run.epoch, run.seed, int(run.state.step)) == (3, 4, 6)
     assert run.config.to_json() == tiny_config().to_json()
     fresh = jax.eval_shape(*fresh_state(run)).replace(opt_state=None)
@@ -178,23 +172,23 @@ def test_damage_is_told_in_one_line(name: str, made: tuple[Path, TrainState], tm
     shutil.copytree(made[0], workdir)
     damage, words = DAMAGED[name]
     damage(workdir)
-    before = contents(workdir)
+    before = files_and_times(workdir)
     with pytest.raises(UserError, match=re.escape(words)) as raised:
         saved_run.load(workdir)
     assert "\n" not in str(raised.value)
     assert str(workdir) in str(raised.value) or "config." in words
-    assert contents(workdir) == before
+    assert files_and_times(workdir) == before
 
 
 def test_damaged_checkpoint_is_not_read(made: tuple[Path, TrainState], tmp_path: Path):
     """The one before is the last; who names the damaged one is told."""
     workdir = shutil.copytree(made[0], tmp_path / "run")
     cut(workdir / "checkpoints" / "40")
-    before = contents(workdir)
+    before = files_and_times(workdir)
     assert saved_run.load(workdir).epoch == 3
     with pytest.raises(UserError, match=r"'4': .* \(2, 3, checkpoint 40 is damaged \(d/\w+ has"):
         saved_run.load(workdir, "4")
-    assert contents(workdir) == before
+    assert files_and_times(workdir) == before
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best", "2"])
@@ -205,14 +199,14 @@ def test_damage_to_all_checkpoints_is_told(
     cut(workdir / "checkpoints" / "20")
     (workdir / "checkpoints" / "30" / "record.json").unlink()
     (workdir / "checkpoints" / "40" / "_METADATA").write_text("{")
-    before = contents(workdir)
+    before = files_and_times(workdir)
     with pytest.raises(UserError, match=f"--checkpoint is '{checkpoint}'") as raised:
         saved_run.load(workdir, checkpoint)
     message = str(raised.value)
     assert "\n" not in message
     assert "checkpoint 30 is damaged (record.json is missing)" in message
     assert "checkpoint 40 is damaged (_METADATA has changed)" in message
-    assert contents(workdir) == before
+    assert files_and_times(workdir) == before
 
 
 def test_a_checkpoint_that_is_just_written_is_no_damage(
@@ -267,9 +261,9 @@ def test_other_things_among_the_checkpoints(made: tuple[Path, TrainState], tmp_p
     (workdir / "checkpoints" / "10.removing").mkdir()
     (workdir / "checkpoints" / "notes").mkdir()
     (workdir / "checkpoints" / "notes.txt").write_text("text")
-    before = contents(workdir)
+    before = files_and_times(workdir)
     assert saved_run.load(workdir).epoch == 4
-    assert contents(workdir) == before
+    assert files_and_times(workdir) == before
 
 
 def test_engine_does_not_depend_on_the_data():

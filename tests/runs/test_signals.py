@@ -73,13 +73,24 @@ def test_handlers_are_set_back_afterwards(number: signal.Signals, heard: list[in
     assert heard == [number, number]
 
 
-def test_default_actions_and_ignored_signals_are_set_back(heard: list[int]):
+def test_default_actions_are_set_back(heard: list[int]):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.cause is signal.SIGINT
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert heard == []
+
+
+def test_ignored_signals_stay_ignored(heard: list[int]):
+    """As Ctrl-C in what a script starts with &."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.cause is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.cause is signal.SIGTERM
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     assert heard == []
 

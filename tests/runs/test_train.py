@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from signals_in import signal_in_segment
-from workdirs import rows_of, without_timing
+from workdirs import files_below, rows_of, without_timing
 
 from jaxmnist.config import Config, default_config
 from jaxmnist.errors import DivergenceError, Stopped, UserError
@@ -350,10 +350,6 @@ def test_more_epochs_equal_a_run_of_that_length(
     assert_same_end(tmp_path / "run", expected)
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_):
@@ -369,9 +365,9 @@ def test_finished_run_is_only_reported(
     config, whole, _, _ = reference(1)
     workdir = shutil.copytree(whole, tmp_path / "run")
     written = (workdir / "summary.json").stat().st_mtime_ns
-    before = contents(workdir)
+    before = files_below(workdir)
     summary = train.run(config, workdir)
-    assert contents(workdir) == before
+    assert files_below(workdir) == before
     assert (workdir / "summary.json").stat().st_mtime_ns == written
     assert summary == json.loads((workdir / "summary.json").read_text())
     said = capsys.readouterr().out
@@ -388,11 +384,11 @@ def test_finished_run_without_checkpoints_is_refused(reference: GetReference, tm
     config, whole, _, _ = reference(1)
     workdir = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints")
-    before = contents(workdir)
+    before = files_below(workdir)
     for _ in range(2):
         with pytest.raises(UserError, match=r"finished run without any intact.*--restart"):
             train.run(config, workdir)
-    assert contents(workdir) == before
+    assert files_below(workdir) == before
 
 
 def test_run_that_lacks_only_its_end_gets_it(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workdirs import files_below
 
 from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import StorageError, UserError
@@ -44,14 +45,6 @@ def refusal(path: Path, config: Config, **options: Any) -> str:
     return str(caught.value)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def written_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
@@ -61,7 +54,7 @@ def test_creates_the_folder_and_config_json(folder: Path):
     files = made(folder, config)
     assert (files.path, files.moved_to, files.grown_from) == (folder, None, None)
     assert files.checkpoints == folder / "checkpoints"
-    assert list(contents(folder)) == [".lock", "config.json"]
+    assert list(files_below(folder)) == [".lock", "config.json"]
     written = written_config(folder)
     assert written == config.to_dict()
     assert (written["seed"], written["optimizer"]["learning_rate"]) == (7, 0.25)
@@ -69,10 +62,10 @@ def test_creates_the_folder_and_config_json(folder: Path):
 
 def test_same_settings_are_taken_up(folder: Path):
     made(folder, config_with(seed=7)).append_metrics([{"seed": 7, "epoch": 1}])
-    before = contents(folder)
+    before = files_below(folder)
     files = made(folder, config_with(seed=7))
     assert (files.moved_to, files.grown_from) == (None, None)
-    assert contents(folder) == before
+    assert files_below(folder) == before
 
 
 def test_whole_float_is_the_same_setting(folder: Path):
@@ -91,12 +84,12 @@ def test_traces_of_a_run_that_had_just_begun_are_no_run(folder: Path, names: tup
 
 def test_locked_until_it_is_closed(folder: Path):
     files = Workdir(folder, default_config())
-    before = contents(folder.parent)
+    before = files_below(folder.parent)
     for config in (default_config(), config_with(seed=1)):
         for restart in (False, True):
             text = refusal(folder, config, restart=restart)
             assert f"--workdir {folder} is in use" in text
-    assert contents(folder.parent) == before
+    assert files_below(folder.parent) == before
     files.close()
     made(folder, default_config())
 
@@ -135,14 +128,14 @@ def test_locked_until_the_process_dies(folder: Path):
 
 def test_other_settings_are_refused_and_named(folder: Path):
     made(folder, config_with(seed=7, optimizer__name="adam"))
-    before = contents(folder)
+    before = files_below(folder)
     text = refusal(folder, config_with(seed=8, optimizer__name="sgd"))
     assert str(folder) in text
     assert "config.seed is 7 there and 8 here" in text
     assert "config.optimizer.name is 'adam' there and 'sgd' here" in text
     assert text.count(" there and ") == 2
     assert "--restart" in text
-    assert contents(folder) == before
+    assert files_below(folder) == before
 
 
 def test_many_other_settings_are_counted(folder: Path):
@@ -165,28 +158,28 @@ def test_epochs_may_become_more(folder: Path, schedule: str):
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
 def test_schedule_over_all_epochs_is_not_stretched(folder: Path, schedule: str):
     made(folder, config_with(schedule__name=schedule, num_epochs=3))
-    before = contents(folder)
+    before = files_below(folder)
     text = refusal(folder, config_with(schedule__name=schedule, num_epochs=5))
     words = f"config.num_epochs is 3 there and 5 here, and the {schedule} schedule spans them"
     assert words in text
-    assert contents(folder) == before
+    assert files_below(folder) == before
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "onecycle"])
 def test_epochs_may_not_become_fewer(folder: Path, schedule: str):
     made(folder, config_with(schedule__name=schedule, num_epochs=5))
-    before = contents(folder)
+    before = files_below(folder)
     text = refusal(folder, config_with(schedule__name=schedule, num_epochs=3))
     assert "config.num_epochs is 5 there and 3 here" in text
-    assert contents(folder) == before
+    assert files_below(folder) == before
 
 
 def test_more_epochs_of_another_run_are_refused(folder: Path):
     made(folder, config_with(num_epochs=3, seed=1))
-    before = contents(folder)
+    before = files_below(folder)
     text = refusal(folder, config_with(num_epochs=5, seed=2))
     assert "config.seed is 1 there and 2 here" in text
-    assert contents(folder) == before
+    assert files_below(folder) == before
 
 
 @pytest.mark.parametrize("missing", ["there", "here"])
@@ -227,7 +220,7 @@ def test_damaged_config_json_is_refused(folder: Path, text: str):
     refused = refusal(folder, default_config())
     assert str(folder) in refused
     assert "--restart" in refused
-    assert contents(folder) == {".lock": b"", "config.json": text.encode()}
+    assert files_below(folder) == {".lock": b"", "config.json": text.encode()}
 
 
 def test_config_json_that_is_no_text_is_refused(folder: Path):
@@ -239,7 +232,7 @@ def test_config_json_that_is_no_text_is_refused(folder: Path):
 def test_restart_moves_aside_and_keeps_everything(folder: Path):
     for number in range(3):
         files = made(folder, config_with(seed=number), restart=True)
-        assert list(contents(folder)) == [".lock", "config.json"]
+        assert list(files_below(folder)) == [".lock", "config.json"]
         files.append_metrics([{"epoch": number}])
         (folder / "deeper").mkdir()
         (folder / "deeper" / "file").write_text(f"content {number}")
@@ -266,11 +259,11 @@ def test_restart_leaves_alone_what_is_no_run(tmp_path: Path):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes").write_text("mine")
-    before = contents(tmp_path)
+    before = files_below(tmp_path)
     for name in ("file", "folder", "folder/..", "."):
         path = tmp_path / name
         assert str(tmp_path) in refusal(path, default_config(), restart=True)
-    assert contents(tmp_path) == before
+    assert files_below(tmp_path) == before
 
 
 def test_restart_in_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -337,7 +330,7 @@ def test_metrics_become_those_of_the_checkpoint(folder: Path, before: str | None
         (folder / "metrics.jsonl").write_bytes(before.encode("utf-8", "surrogateescape"))
     assert files.write_metrics(ROWS[:4]) is lacked
     assert (folder / "metrics.jsonl").read_text() == "".join(LINES[:4])
-    assert set(contents(folder)) == {".lock", "config.json", "metrics.jsonl"}
+    assert set(files_below(folder)) == {".lock", "config.json", "metrics.jsonl"}
 
 
 @pytest.mark.parametrize("before", ["", "".join(LINES)])
@@ -359,7 +352,7 @@ def test_summary_is_json(folder: Path):
     }
     assert json.loads((folder / "summary.json").read_text()) == expected
     assert files.read_summary() == expected
-    assert set(contents(folder)) == {".lock", "config.json", "summary.json"}
+    assert set(files_below(folder)) == {".lock", "config.json", "summary.json"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000])

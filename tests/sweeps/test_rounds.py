@@ -28,7 +28,7 @@ from jaxmnist.sweeps import search as search_lib
 from jaxmnist.sweeps import sweep
 from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.rounds import Options, Rounds
-from jaxmnist.sweeps.search import Search
+from jaxmnist.sweeps.search import Order, Search
 from jaxmnist.sweeps.space import configured, parse
 from jaxmnist.training.programs import Programs
 
@@ -214,6 +214,30 @@ def test_the_command_in_a_recipe_is_one_for_a_shell():
     assert said.stdout.splitlines() == typed
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db", "postgresql://me:PASSWORD@host:5432/db"),
+        ("mysql+pymysql://:secret@host/db?a=b@c", "mysql+pymysql://:PASSWORD@host/db?a=b@c"),
+        ("postgresql://me@host/db", None),
+        ("sqlite:////shared/sweep.db", None),
+        ("/shared/a:b@c.log", None),
+    ],
+)
+def test_passwords_are_written_nowhere(
+    url: str, shown: str | None, idx_folder: Path, tmp_path: Path
+):
+    command, asked = f"python -m jaxmnist.sweep --storage {url}", parse({"dropout": "0.1"})
+    workdir, config = tmp_path / "sweep", tiny(idx_folder, num_epochs=1)
+    sweep.run(config, asked, workdir, Options(), command=command, split="train/val")
+    text = (workdir / "best.py").read_text()
+    assert (shown or url) in text
+    assert "secret" not in text
+    order = Order(asked, "grid", 1, 0)
+    description = sweep._description(config, asked, order, Options(storage=url))
+    assert description["--storage"] == (shown or url)
+
+
 def test_a_finished_sweep_is_only_reported(idx_folder: Path, tmp_path: Path):
     workdir, asked = tmp_path / "sweep", {"optimizer.learning_rate": RATES}
     records = run(tiny(idx_folder), workdir, asked)
@@ -273,6 +297,26 @@ def taken_up(idx_folder: Path, workdir: Path) -> Records:
         records = run(tiny(idx_folder), workdir, GRID, parallel=2)
     assert not finished & {row["trial"] for row in rows}
     return records
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_what_was_too_much_for_the_memory_is_taken_up_in_smaller_parts(
+    idx_folder: Path, tmp_path: Path
+):
+    workdir = tmp_path / "sweep"
+
+    def too_much(*_: Any) -> Any:
+        raise MemoryError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rounds, "_train", too_much)
+        with pytest.raises(MemoryError):
+            run(tiny(idx_folder), workdir, GRID, parallel=2)
+    assert json.loads((workdir / "round.json").read_text())["parallel"] == 2
+    with programs_made() as made:
+        records = run(tiny(idx_folder), workdir, GRID, parallel=1)
+    assert set(made) == {1}
+    assert len(records) == len(written(workdir)) == 6
 
 
 class Killed(BaseException):

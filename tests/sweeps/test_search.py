@@ -344,12 +344,13 @@ def test_a_journal_file_will_do(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "storage", ["sqlite:////nowhere/x.db", "nosuch://x", "/full/version/x.log"]
+    "storage", ["sqlite:////nowhere/x.db", "nosuch://me:secret@x/y", "/full/version/x.log"]
 )
 def test_storages_that_cannot_be_used(storage: str):
     with pytest.raises(UserError, match="--storage") as raised:
         Search(storage, "sweep", order(), "a")
     assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_storage_that_fails_later_is_told(tmp_path: Path):

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -118,9 +117,7 @@ def test_the_death_of_one_ends_the_other_and_the_run_resumes(
         survivor = processes[1 - victim]
         wait_for(survivor, lambda: len(rows_of(workdir)) >= 3)
         processes[victim].kill()
-        killed = time.monotonic()
         _, complaint = survivor.communicate(timeout=60)
-        assert time.monotonic() - killed < 60
     assert survivor.returncode in (1, -signal.SIGABRT)  # ours, or that of JAX, who may be first
     assert "another process" in complaint or "another task" in complaint
 
@@ -188,6 +185,21 @@ def test_refusals_of_the_first_process_end_all(tmp_path: Path, idx_folder: Path)
         assert "holds other things" in complaint
 
 
+@pytest.mark.long
+def test_data_that_one_process_lacks_ends_all(tmp_path: Path, idx_folder: Path):
+    """Soon: at a proper exit one would wait for the others, who wait for it, for minutes."""
+    args = command(Path(idx_folder.name), tmp_path / "run")
+    with two_processes(args, cwds=(idx_folder.parent, tmp_path)) as processes:
+        results = outputs(processes)
+    for code, _, complaint in results:
+        assert code == 2
+        assert complaint == (
+            f"error: dataset {idx_folder.name!r} is no folder; use 'mnist', a folder of IDX files "
+            "or 'tfds:NAME'\n"
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_workdirs_that_are_not_shared_are_refused(tmp_path: Path, idx_folder: Path):
     with two_processes(command(idx_folder, Path("run")), cwds=(tmp_path, idx_folder)) as processes:
         results = outputs(processes)
@@ -210,4 +222,5 @@ def test_processes_that_do_not_meet_say_so(monkeypatch: pytest.MonkeyPatch):
 def test_one_process_is_the_first():
     assert hosts.is_first()
     assert hosts.on_first(lambda: 7) == 7
+    assert hosts.on_each(lambda: 8) == 8
     assert hosts.largest(5) == 5

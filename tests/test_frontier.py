@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import frontier
+import numpy as np
 import pytest
 import study_report
+from matplotlib.figure import Figure
+from scipy import stats
 
 import jaxmnist
 from jaxmnist import recipes
@@ -85,7 +88,9 @@ def test_a_sweep_of_one_seed_has_no_spread(tmp_path: Path):
     assert [line["sd"] for line in frontier.kept(folder)] == [None]
 
 
-def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_table_and_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_figures: list[Figure]
+):
     monkeypatch.setattr(frontier, "budgets", lambda: ["model3", "compact", "efficient"])
     lines = [made("model3", seed, 99.3 + seed / 10, 15, 7784) for seed in range(3)]
     lines += [made("model3", seed, 99.6, 40, 7784) for seed in range(2)]
@@ -98,7 +103,18 @@ def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "| `compact` | 18,472 | 20 | 99.500 ± 0.000 (n = 2) |",
     ]
     frontier.draw(lines, tmp_path / "frontier.png")
-    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    (axes,) = saved_figures[0].axes
+    drawn: dict[str, Any] = {str(bar.get_label()): bar for bar in axes.containers}
+    assert list(drawn) == ["ours, 15 or 20 epochs", "published recipes, trained by us"]
+    for bar in drawn.values():
+        means = dict(bar.lines[0].get_xydata().tolist())
+        assert means == pytest.approx({7784: 0.6, 18472: 0.5})
+        low, high = bar.lines[2][0].get_segments()[list(means).index(7784)][:, 1]
+        half = stats.t.interval(0.95, 2, 0, 0.1 / 3**0.5)[1]
+        assert (low, high) == pytest.approx((0.6 - half, 0.6 + half))
+    (claims,) = (np.asarray(line.get_xydata()) for line in axes.lines if line.get_marker() == "D")
+    assert len(claims) == len(frontier.CLAIMS) + 8  # net8k publishes no accuracy
+    assert [7784, pytest.approx(0.53)] in claims.tolist()
 
 
 def test_the_readme_says_what_the_files_say():

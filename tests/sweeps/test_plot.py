@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jaxmnist.sweeps import plot
 from jaxmnist.sweeps.space import parse
@@ -49,7 +50,9 @@ def record(number: int, fields: list[str], seeds: int, epochs: int) -> dict[str,
         (["optimizer.nesterov"], 1, 10),
     ],
 )
-def test_draw(tmp_path: Path, fields: list[str], seeds: int, stopped: int):
+def test_draw(
+    tmp_path: Path, fields: list[str], seeds: int, stopped: int, saved_figures: list[Figure]
+):
     space = parse({field: ASKED[field] for field in fields})
     records = [record(n, fields, seeds, 2 if n < stopped else 9) for n in range(10)]
     file = tmp_path / "sweep.png"
@@ -57,6 +60,16 @@ def test_draw(tmp_path: Path, fields: list[str], seeds: int, stopped: int):
     image = matplotlib.image.imread(file)
     assert np.asarray(image).shape[0] > 400
     assert 0.005 < (np.asarray(image)[..., :3].min(-1) < 0.9).mean() < 0.5, "something is drawn"
+    panels = [axes for axes in saved_figures[0].axes if axes.get_visible()][: len(fields)]
+    for axes, field in zip(panels, fields, strict=True):
+        assert field in axes.get_xlabel()
+        dots = [line for line in axes.lines if line.get_marker() == "o"]
+        heights = [np.asarray(dot.get_ydata())[0] for dot in dots]
+        np.testing.assert_allclose(
+            sorted(heights), [found["final_accuracy"]["mean"] for found in records]
+        )
+        grey = [line for line in axes.lines if line.get_color() == plot._GREY]
+        assert len(grey) == 2 * (stopped % 10)  # where all were stopped, none is
 
 
 def test_a_single_trial(tmp_path: Path):

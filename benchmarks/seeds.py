@@ -9,8 +9,8 @@ Beside them the fastest of PyTorch's variants (see torch_peers.py): one seed in 
 a CPU a seed in each of as many processes as there are cores, of one thread each.
 
 Result with --repeats 3, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0,
-thousand images/s: PyTorch 9.5 with one seed, 10.7 with two in two processes; jaxmnist 21.7 with one
-seed, 27.1 with 4, 26.2 with 16, 24.1 with 64, 24.6 with 256, 26.3 with 16 settings.
+thousand images/s: PyTorch 8.4 with one seed, 10.1 with two in two processes; jaxmnist 22.0 with one
+seed, 24.5 with 4, 25.1 with 16, 24.1 with 64, 23.6 with 256, 25.1 with 16 settings.
 """
 
 import argparse

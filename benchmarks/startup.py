@@ -1,4 +1,4 @@
-"""Seconds from the start of the process to the first training step, and the memory of a run.
+"""Seconds from the import of the package to the first training step, and the memory of a run.
 
     python benchmarks/startup.py [--recipes model3 …] [--repeats 3]
 
@@ -26,7 +26,10 @@ from jaxmnist import published
 
 
 def run_once(recipe: str, cache: Path, folder: Path) -> tuple[float, float, float]:
-    """Seconds to the first step, seconds of compilation in it, peak memory in GB."""
+    """Seconds to the first step, seconds of compilation in it, peak memory in GB.
+
+    Python itself starts before, in some hundredths of a second.
+    """
     command = [
         *(sys.executable, "-m", "jaxmnist.main", "--config", recipe),
         *("--workdir", str(folder / "run"), "--restart"),

@@ -5,15 +5,16 @@
 The peers: jaxmnist's own programs; PyTorch eager, eager in channels-last and torch.compile, each in
 one process and, on a CPU, in one process of one thread a core that average their gradients (see
 torch_peers.py), on a GPU also with CUDA graphs; flax.linen with its own Conv. Each repeat runs all
-of them once, 32 steps each, so that what else the machine does hits all alike. The first repeat
-holds the compilation and is shown apart. The ratio is jaxmnist's median over the best PyTorch
+of them, 32 steps each, so that what else the machine does hits all alike; and each runs once more
+just before, untimed, because the caches hold what the peer before it left. The first run, which
+holds the compilation, is shown apart. The ratio is jaxmnist's median over the best PyTorch
 median. GFLOP/s are those of jaxmnist's matrix products, beside what bare float32 products of
 1024×1024 reach on the same cores in the same repeats.
 
 Result, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, 5 repeats: ratio
-2.75 for model3, 2.67 for compact_tiny, 2.13 for lightweight, 1.86 for model1, 1.75 for compact_sgd,
-1.73 for compact, 1.70 for net8k, 1.68 for efficient, 1.52 for model2; 23 to 37 % of bare products.
-The table is in the README. Two processes of one thread are PyTorch's best form for eight.
+2.56 for model3, 2.50 for compact_tiny, 2.07 for lightweight, 1.92 for model1, 1.84 for efficient,
+1.75 for compact, 1.69 for compact_sgd, 1.62 for net8k, 1.47 for model2; 22 to 36 % of bare
+products. The table is in the README. Two processes of one thread are PyTorch's best form for six.
 """
 
 import argparse
@@ -57,6 +58,7 @@ def measure(
     bare_gflops = []
     for _ in range(repeats):
         for name, run in runs.items():
+            run()
             started = time.perf_counter()
             run()
             rates[name].append(images / (time.perf_counter() - started))

@@ -1,7 +1,7 @@
 """What the recipes reach: many seeds of each, a line a run in results/study.jsonl.
 
     python benchmarks/study.py [--recipes model3 compact …] [--seeds 20]
-    python benchmarks/study.py --peer torch --recipes model3 --seeds 16
+    python benchmarks/study.py --peer torch --recipes model3 --seeds 44
     python benchmarks/study.py --report
 
 Trains what the file lacks: seeds 0 to N-1 of each recipe, as jaxmnist.main does, some at a time in
@@ -30,9 +30,8 @@ from machine import hardware
 
 import jaxmnist
 from jaxmnist import published, recipes
-from jaxmnist.config import architecture
 from jaxmnist.errors import OneLineError, UserError
-from jaxmnist.networks import analyze, models, target
+from jaxmnist.networks import target
 from jaxmnist.runs import train
 from jaxmnist.training import parallel
 
@@ -68,16 +67,29 @@ def line(
     }
 
 
-def add(new: Line) -> None:
+def lines_of(recipe: str, fields: Line, workdir: Path) -> list[Line]:
+    """A line a seed of a finished run."""
+    rows = [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
+    params = json.loads((workdir / "summary.json").read_text())["params"]
+    lines = []
+    for seed in sorted({row["seed"] for row in rows}):
+        own = [row for row in rows if row["seed"] == seed]
+        accuracies = [row["eval_accuracy"] for row in own]
+        rate = statistics.median(row["images_per_second"] for row in own)
+        lines.append(line(recipe, fields, seed, params, accuracies, rate) | {"peer": "jaxmnist"})
+    return lines
+
+
+def add(new: Line, results: Path) -> None:
     """At once, so that nothing is lost."""
-    with RESULTS.open("a") as file:
+    with results.open("a") as file:
         file.write(json.dumps(new) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def missing(recipe: str, seeds: int, peer: str) -> list[int]:
-    runs = study_report.runs(study_report.read(RESULTS), recipe, peer)
+def missing(recipe: str, seeds: int, peer: str, results: Path) -> list[int]:
+    runs = study_report.runs(study_report.read(results), recipe, peer)
     done = {run["seed"] for run in runs if run["version"] == jaxmnist.__version__}
     return [seed for seed in range(seeds) if seed not in done]
 
@@ -101,18 +113,12 @@ def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
         config = recipes.load(recipe)
         fields = study_report.fields(recipe)
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
-        layers = analyze.summarize(models.build(architecture(config)))
-        for first, count in blocks(missing(recipe, seeds, "jaxmnist"), together):
+        for first, count in blocks(missing(recipe, seeds, "jaxmnist", RESULTS), together):
             config.seed, config.num_seeds = first, count
             folder = workdir / jaxmnist.__version__ / f"{recipe}-{digest}-{first}-{count}"
             train.run(config.copy_and_resolve_references(), folder)
-            rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
-            for seed in range(first, first + count):
-                own = [row for row in rows if row["seed"] == seed]
-                accuracies = [row["eval_accuracy"] for row in own]
-                rate = statistics.median(row["images_per_second"] for row in own)
-                params = sum(layer.params for layer in layers)
-                add(line(recipe, fields, seed, params, accuracies, rate) | {"peer": "jaxmnist"})
+            for new in lines_of(recipe, fields, folder):
+                add(new, RESULTS)
 
 
 def study_torch(names: Sequence[str], seeds: int) -> None:
@@ -125,12 +131,14 @@ def study_torch(names: Sequence[str], seeds: int) -> None:
     import torch
 
     fields = {recipe: study_report.fields(recipe) for recipe in names}
-    tasks = [(recipe, seed) for recipe in names for seed in missing(recipe, seeds, "torch")]
+    tasks = [
+        (recipe, seed) for recipe in names for seed in missing(recipe, seeds, "torch", RESULTS)
+    ]
     with multiprocessing.get_context("spawn").Pool(parallel.cores(), maxtasksperchild=1) as pool:
         for run in pool.imap_unordered(peer.run, tasks):
             recipe, seed, params, accuracies, rate = run
             done = line(recipe, fields[recipe], seed, params, accuracies, rate)
-            add(done | {"peer": "torch", "torch_version": torch.__version__})
+            add(done | {"peer": "torch", "torch_version": torch.__version__}, RESULTS)
             print(f"{recipe}, seed {seed}: {accuracies[-1]:.2f} %", flush=True)
 
 

@@ -1,0 +1,84 @@
+"""What it changes to hold out other images: recipes evaluated on 10,000 of the training set's.
+
+    python benchmarks/held_out.py [--recipes compact_sgd compact] [--draws 12]
+
+The study holds out the same 10,000 images in every run. These runs hold out others each, drawn at
+random, as a script does that calls torch's random_split without a seed. Adds a line a run to
+results/held_out.jsonl, goes on after any interruption, and prints what the file says.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import study
+import study_report
+
+from jaxmnist import data, published, recipes
+from jaxmnist.runs import train
+from jaxmnist.training import parallel
+
+RESULTS = Path(__file__).parent / "results" / "held_out.jsonl"
+_SIZE = 10_000
+
+
+def drawn(images: data.Dataset, draw: int) -> tuple[data.Dataset, data.Dataset]:
+    """What is left of the images, and those that the draw holds out."""
+    order_N = np.random.default_rng(draw).permutation(len(images))
+    kept, held_out = (
+        data.Dataset(images.images_NHW[part], images.labels_N[part])
+        for part in np.split(order_N, [-_SIZE])
+    )
+    return kept, held_out
+
+
+def sentences(lines: Sequence[study_report.Line]) -> list[str]:
+    """What the runs of each recipe say, beside what was published."""
+    found = []
+    for recipe, publication in published.load_all().items():
+        own = study_report.runs(lines, recipe)
+        if len(own) > 1:
+            final, best = (
+                study_report.Sample.of([line[name] for line in own])
+                for name in ("final_accuracy", "best_accuracy")
+            )
+            highest = publication["best_accuracy"]
+            below = sum(line["best_accuracy"] < highest for line in own)
+            found.append(
+                f"{recipe}: final epoch {final}, best epoch {best.mean:.3f} ± {best.sd:.3f}, "
+                f"{below} of {best.size} below the published {highest:.2f}"
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Recipes with other images held out.")
+    held_out = [name for name in published.load_all() if recipes.load(name).split == "train/val"]
+    parser.add_argument(
+        "--recipes", nargs="*", choices=held_out, default=["compact_sgd", "compact"]
+    )
+    parser.add_argument("--draws", type=int, default=12)
+    arguments = parser.parse_args()
+    parallel.use_every_core()
+    images, _ = data.load("mnist", "train/test")
+    for recipe in arguments.recipes:
+        fields = study_report.fields(recipe)
+        for draw in study.missing(recipe, arguments.draws, "jaxmnist", RESULTS):
+            config = recipes.load(recipe)
+            config.seed = draw
+            parts = drawn(images, draw)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                mock.patch.object(data, "load", return_value=parts),
+            ):
+                train.run(config, Path(folder) / "run")
+                for line in study.lines_of(recipe, fields, Path(folder) / "run"):
+                    study.add(line, RESULTS)
+    print("\n".join(sentences(study_report.read(RESULTS))))
+
+
+if __name__ == "__main__":
+    main()

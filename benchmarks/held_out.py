@@ -45,12 +45,11 @@ def sentences(lines: Sequence[study_report.Line]) -> list[str]:
                 study_report.Sample.of([line[name] for line in own])
                 for name in ("final_accuracy", "best_accuracy")
             )
-            highest = publication["best_accuracy"]
-            below = sum(line["best_accuracy"] < highest for line in own)
-            found.append(
-                f"{recipe}: final epoch {final}, best epoch {best.mean:.3f} ± {best.sd:.3f}, "
-                f"{below} of {best.size} below the published {highest:.2f}"
-            )
+            text = f"{recipe}: final epoch {final}, best epoch {best.mean:.3f} ± {best.sd:.3f}"
+            if (highest := publication["best_accuracy"]) is not None:
+                below = sum(line["best_accuracy"] < highest for line in own)
+                text += f", {below} of {best.size} below the published {highest:.2f}"
+            found.append(text)
     return found
 
 

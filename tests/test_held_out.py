@@ -31,9 +31,12 @@ def test_what_is_said(tmp_path: Path):
         line = study.line("compact", study_report.fields("compact"), seed, 18472, accuracies, 1.0)
         lines.append(line | {"peer": "jaxmnist", "epochs": 20})
     assert held_out.sentences(lines[:1]) == []
+    fields = {"recipe": "net8k", "epochs": 19, "fields": study_report.fields("net8k")}
+    lines += [line | fields for line in lines[:2]]  # which publishes no accuracy
     assert held_out.sentences(lines) == [
         "compact: final epoch 99.200 ± 0.000 (n = 3), best epoch 99.250 ± 0.050, "
-        "1 of 3 below the published 99.25"
+        "1 of 3 below the published 99.25",
+        "net8k: final epoch 99.200 ± 0.000 (n = 2), best epoch 99.250 ± 0.071",
     ]
 
 

@@ -245,24 +245,26 @@ def test_two_processes_share_a_sweep_and_one_dies(
     """No trial twice, none lost; what the dead one had is done by the other."""
     storage = f"sqlite:///{tmp_path / 'study.db'}" if kind == "sqlite" else str(tmp_path / "log")
     args = (*quick, f"--storage={storage}")
-    first, second = (begin(tmp_path, *args, f"--workdir={name}") for name in "ab")
-    round_file = tmp_path / "a" / "round.json"
-    wait_for(second, lambda: (tmp_path / "b" / "round.json").exists())
-    wait_for(first, round_file.exists)
-    begun = {number for number, _ in json.loads(round_file.read_text())["trials"]}
-    first.kill()
-    first.communicate()
-    assert first.returncode == -signal.SIGKILL
-    told = trials(tmp_path / "a") if (tmp_path / "a" / "trials.jsonl").exists() else []
-    assert begun - {trial["trial"] for trial in told}
-    _, stderr = second.communicate(timeout=TIMEOUT)
-    assert second.returncode == 0, stderr
-    found = trials(tmp_path / "b")
+    processes = {name: begin(tmp_path, *args, f"--workdir={name}") for name in "ab"}
+
+    def training() -> list[str]:
+        return [name for name in processes if (tmp_path / name / "round.json").exists()]
+
+    wait_for(processes["a"], lambda: bool(training()))
+    dead, alive = sorted(processes, key=lambda name: name not in training())
+    processes[dead].kill()
+    processes[dead].communicate()
+    assert processes[dead].returncode == -signal.SIGKILL
+    assert json.loads((tmp_path / dead / "round.json").read_text())["trials"]
+    assert not (tmp_path / dead / "trials.jsonl").exists()
+    _, stderr = processes[alive].communicate(timeout=TIMEOUT)
+    assert processes[alive].returncode == 0, stderr
+    found = trials(tmp_path / alive)
     settings = Counter(json.dumps(trial["settings"]) for trial in found)
     assert set(settings.values()) == {1}
     expected = {json.dumps(t["settings"]): t["final_accuracy"] for t in trials(whole / "out")}
     assert {json.dumps(t["settings"]): t["final_accuracy"] for t in found} == expected
     # The dead one comes back: nothing is left for it to do.
-    done = execute(tmp_path, *args, "--workdir=a")
+    done = execute(tmp_path, *args, f"--workdir={dead}")
     assert done.returncode == 0, done.stderr
-    assert trials(tmp_path / "a") == found
+    assert trials(tmp_path / dead) == found

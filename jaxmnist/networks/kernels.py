@@ -110,11 +110,17 @@ def _gradient(x_HCWN: jax.Array, dy_HOWN: jax.Array, padding: tuple[int, int]) -
         sizes = _Sizes(networks, height, width, inputs, outputs, kernel, padding, images)
         return _gradients_of_all(sizes, x_SHCWN, dy_SHOWN)
 
-    return _over_networks(of_all)(x_HCWN, dy_HOWN).sum(0)
+    return _over_networks(of_all, lambda parts: parts.sum(1))(x_HCWN, dy_HOWN)
 
 
-def _over_networks(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Makes of a function of S networks that of one, which ``vmap`` makes that of S again."""
+def _over_networks(
+    function: Callable[..., jax.Array],
+    finish: Callable[[jax.Array], jax.Array] = lambda result: result,
+) -> Callable[..., jax.Array]:
+    """Makes of a function of S networks that of one, which ``vmap`` makes that of S again.
+
+    ``finish`` makes of its result one that has S alone to do with the number of networks.
+    """
 
     def fitting(*arrays: jax.Array) -> int:
         """The networks whose arrays, inside and out, have no more elements than int32 can count."""
@@ -128,7 +134,7 @@ def _over_networks(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
     def of_one(*arrays: jax.Array) -> jax.Array:
         every = [a[None] for a in arrays]
         fitting(*every)
-        return function(*every)[0]
+        return finish(function(*every))[0]
 
     @of_one.def_vmap
     def of_many(size: int, mapped: Any, *arrays: jax.Array) -> tuple[jax.Array, bool]:
@@ -138,7 +144,8 @@ def _over_networks(function: Callable[..., jax.Array]) -> Callable[..., jax.Arra
         ]
         most = fitting(*every)
         parts = [
-            function(*(a[first : first + most] for a in every)) for first in range(0, size, most)
+            finish(function(*(a[first : first + most] for a in every)))
+            for first in range(0, size, most)
         ]
         return (parts[0] if len(parts) == 1 else jnp.concatenate(parts)), True
 

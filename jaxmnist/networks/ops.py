@@ -207,7 +207,11 @@ def separable_conv2d(
     """
     padded_HCWN = _pad(x_HCWN, padding, padding)
     y_HCWN = _separable(padded_HCWN, depthwise_HW1I[:, :, 0], pointwise_11IO[0, 0])
-    return y_HCWN if bias_O is None else y_HCWN + bias_O[None, :, None, None]
+    if bias_O is None:
+        return y_HCWN
+    # In float32, as its gradient, a sum over all pixels, is to be.
+    wide = jnp.promote_types(y_HCWN.dtype, jnp.float32)
+    return (y_HCWN.astype(wide) + bias_O.astype(wide)[None, :, None, None]).astype(y_HCWN.dtype)
 
 
 @jax.custom_vjp

@@ -163,7 +163,8 @@ class Engine:
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new_state, metrics
+        # Where JAX knows float64, the numbers of a member have it.
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state), metrics
 
     def epoch_order(self, member: Member, epoch: jax.Array, size: int) -> jax.Array:
         """The order in which ``epoch`` visits the ``size`` training images: int32 (size,)."""

@@ -1,6 +1,9 @@
 """The kernels for GPUs: interpreted on whatever backend there is, and lowered for CUDA."""
 
+import collections
 import contextlib
+import functools
+from typing import Any
 
 import chex
 import jax
@@ -88,20 +91,24 @@ def test_one_network_beyond_int32_is_refused(monkeypatch: pytest.MonkeyPatch):
 def test_more_than_int32_can_count_is_done_in_parts(monkeypatch: pytest.MonkeyPatch):
     """Three networks whose results have 180 elements each, and room for 400."""
     x, kernel, _ = arrays(3, 2, 3, 2, (2, 2))
-    calls = []
+    calls = collections.defaultdict(list)
     run = kernels._run
-    monkeypatch.setattr(kernels, "_run", lambda *a: calls.append(a[3][0]) or run(*a))
+    monkeypatch.setattr(kernels, "_run", lambda *a: calls[a[1]].append(a[3][0]) or run(*a))
 
     def conv(x_HCWN, kernel_HWIO):
         return kernels.conv2d(x_HCWN, kernel_HWIO, None, 1)
 
+    def pulled(x_HCWN: jax.Array, kernel_HWIO: jax.Array) -> Any:
+        y_HOWN, back = jax.vjp(conv, x_HCWN, kernel_HWIO)
+        return y_HOWN, *back(y_HOWN)
+
     with target.form(INTERPRETED):
-        whole = jax.vmap(conv)(x, kernel)
-        assert whole[0].size == 180
+        whole = jax.vmap(pulled)(x, kernel)
+        assert whole[0][0].size == 180
         monkeypatch.setattr(kernels, "_INDEX_LIMIT", 400)
-        parts = jax.vmap(conv)(x, kernel)
-    assert calls[-2:] == [2, 1]
-    np.testing.assert_allclose(parts, whole, atol=1e-6)
+        parts = jax.vmap(pulled)(x, kernel)
+    assert [networks[-2:] for networks in calls.values()] == [[2, 1]] * 3
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), parts, whole)
 
 
 @pytest.mark.parametrize("inputs", [1, 7, 16, 64])

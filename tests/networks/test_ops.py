@@ -250,3 +250,21 @@ def test_materialize_leaves_integers_alone(dtype):
     for first in (0, largest):
         x = jnp.asarray([first, 1, largest], dtype)
         chex.assert_trees_all_equal(jax.jit(ops.materialize)(x), x)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("form", [target.CPU, target.ACCELERATOR])
+def test_the_gradient_of_a_bias_is_summed_in_float32(form: target.Target, separable: bool):
+    """Over 25,088 pixels; of so many, sums in bfloat16 stop to grow."""
+    x_HCWN, dy_HOWN = to_bfloat16(normal(14, 2, 14, 128)), to_bfloat16(np.ones((14, 3, 14, 128)))
+    depthwise, pointwise = to_bfloat16(normal(3, 3, 1, 2)), to_bfloat16(normal(1, 1, 2, 3))
+    kernel = to_bfloat16(normal(3, 3, 2, 3))
+
+    def conv(bias_O: jax.Array) -> jax.Array:
+        if separable:
+            return ops.separable_conv2d(x_HCWN, depthwise, pointwise, bias_O, 1)
+        return ops.conv2d(x_HCWN, kernel, bias_O, 1)
+
+    with target.form(form):
+        (dbias_O,) = jax.vjp(conv, jnp.zeros(3, jnp.bfloat16))[1](dy_HOWN)
+    np.testing.assert_allclose(dbias_O.astype(jnp.float32), 14 * 14 * 128, rtol=0.01)

@@ -369,6 +369,16 @@ def test_devices_augment_their_part_as_the_whole(digits: Images):
     assert different.mean() <= 1e-4
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_float32_it_stays_where_jax_knows_float64(name: str):
+    with jax.enable_x64(True):
+        engine, _, member = engines("float32", **{"optimizer.name": name})
+        images_HWB, labels_B = jnp.zeros((28, 28, 8), jnp.uint8), jnp.zeros(8, jnp.uint8)
+        state = engine.init(member)
+        new_state, _ = jax.eval_shape(engine.train_step, state, member, images_HWB, labels_B)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+
+
 @pytest.mark.long
 @needs_four_devices
 def test_splitting_is_exact_but_for_rounding(mnist: tuple[data.Dataset, data.Dataset]):

@@ -40,7 +40,8 @@ _USAGE = """Tries many settings of a recipe, several networks in one program, an
                         spread (the default otherwise); random; tpe: learns from what it has tried
   --parallel P          trials in one program; default: what keeps the devices busy
   --halving R           stop all but the best 1/R of the trials at 1/R² of the epochs, and all but
-                        the best 1/R of those at 1/R
+                        the best 1/R of those at 1/R. Each round by itself: up to 100 trials;
+                        with tpe or --storage R², or as many as are trained at once
   --max_params N        do not train networks with more parameters
   --storage URL         a database of Optuna's, for example sqlite:////shared/sweep.db, or the path
                         of a journal file: everyone who starts the same sweep with it, each with a

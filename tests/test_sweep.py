@@ -220,18 +220,20 @@ def begin(folder: Path, *args: str) -> subprocess.Popen[bytes]:
 def test_three_times_killed(
     sent: signal.Signals, quick: tuple[str, ...], whole: Path, tmp_path: Path
 ):
-    """At any moment from the start of the process on; then it ends as if nothing had been."""
+    """While it starts, as it has begun a round, and as it trains; then it ends all the same."""
     random.seed(sent)
     codes = []
-    for _ in range(3):
+    for sign in ("", "round.json", "trials.jsonl"):
         process = begin(tmp_path, *quick, "--workdir=out")
-        time.sleep(random.uniform(1.5, 9))
+        wait_for(process, (tmp_path / "out" / sign).exists if sign else lambda: True)
+        time.sleep(random.uniform(0, 0.2) if sign else random.uniform(0.5, 2.5))
         process.send_signal(sent)
         _, stderr = process.communicate(timeout=TIMEOUT)
         codes.append(process.returncode)
         assert b"Traceback" not in stderr
     assert set(codes) <= {0, -sent, 128 + sent}
-    assert any(codes)
+    assert codes[0]
+    assert codes[1]
     done = execute(tmp_path, *quick, "--workdir=out")
     assert done.returncode == 0, done.stderr
     assert trials(tmp_path / "out") == trials(whole / "out")

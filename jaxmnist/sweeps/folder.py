@@ -15,6 +15,7 @@ from jaxmnist.errors import UserError
 from jaxmnist.runs.workdir import lock, storage_errors, strangers, write_atomically
 
 _SWEEP, _ROUND, _POPULATIONS = "sweep.json", "round.json", "populations"
+_TRIALS = "trials.jsonl"
 
 
 class SweepDir:
@@ -115,11 +116,16 @@ class SweepDir:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.populations)
 
+    def has_results(self) -> bool:
+        """Whether a trial has been finished."""
+        file = self.path / _TRIALS
+        return file.exists() and file.stat().st_size > 0
+
     def write_results(self, records: Sequence[Mapping[str, Any]], best: str | None) -> None:
         """Leaves trials.jsonl and, where a trial has gone through all epochs, best.py."""
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         with storage_errors(self.path):
-            write_atomically(self.path / "trials.jsonl", lines)
+            write_atomically(self.path / _TRIALS, lines)
             if best is not None:
                 write_atomically(self.path / "best.py", best)
 

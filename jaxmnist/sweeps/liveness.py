@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 300  # seconds: a worker that is silent for so long, on another host, is given up
@@ -33,12 +34,13 @@ class Watch:
 
 
 def _host() -> str:
-    """Where process numbers mean the same."""
+    """Where process numbers mean the same: one start of a host, whose name others may bear too."""
     try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
-        namespace = ""
-    return f"{socket.gethostname()} {namespace}"
+        start = namespace = ""
+    return f"{socket.gethostname()} {start} {namespace}"
 
 
 def _is_gone(latest: Any) -> bool:

@@ -219,6 +219,10 @@ def test_the_command_in_a_recipe_is_one_for_a_shell():
     [
         ("postgresql://me:secret@host:5432/db", "postgresql://me:PASSWORD@host:5432/db"),
         ("mysql+pymysql://:secret@host/db?a=b@c", "mysql+pymysql://:PASSWORD@host/db?a=b@c"),
+        (
+            "postgresql://h/db?user=me&password=secret&x=1",
+            "postgresql://h/db?user=me&password=PASSWORD&x=1",
+        ),
         ("postgresql://me@host/db", None),
         ("sqlite:////shared/sweep.db", None),
         ("/shared/a:b@c.log", None),
@@ -236,6 +240,39 @@ def test_passwords_are_written_nowhere(
     order = Order(asked, "grid", 1, 0)
     description = sweep._description(config, asked, order, Options(storage=url))
     assert description["--storage"] == (shown or url)
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///mine.db", "mine.log"])
+def test_a_storage_is_found_from_any_folder(
+    storage: str, idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, asked = tiny(idx_folder, num_epochs=1), {"optimizer.learning_rate": RATES}
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = run(config, tmp_path / "sweep", asked, storage=storage)
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(UserError, match="holds another sweep"):
+        run(config, tmp_path / "sweep", asked, storage=storage)
+    found = storage.replace("mine", f"{tmp_path}/here/mine")
+    with programs_made() as made:
+        assert run(config, tmp_path / "sweep", asked, storage=found) == before
+    assert made == []
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_results_are_not_written_over_where_a_shared_study_is_gone(
+    idx_folder: Path, tmp_path: Path
+):
+    config, asked = tiny(idx_folder, num_epochs=1), {"optimizer.learning_rate": RATES}
+    workdir, study = tmp_path / "sweep", tmp_path / "shared.db"
+    records = run(config, workdir, asked, storage=f"sqlite:///{study}")
+    study.rename(tmp_path / "elsewhere.db")
+    with pytest.raises(UserError, match=r"holds results that \S+shared.db does not have: bring"):
+        run(config, workdir, asked, storage=f"sqlite:///{study}")
+    assert written(workdir) == records
+    (tmp_path / "elsewhere.db").replace(study)
+    assert run(config, workdir, asked, storage=f"sqlite:///{study}") == records
 
 
 def test_a_finished_sweep_is_only_reported(idx_folder: Path, tmp_path: Path):

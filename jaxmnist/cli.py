@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -96,12 +97,15 @@ def run(
         sys.exit(_complain(stopped, 128 + stopped.cause))
     except BrokenPipeError:  # the reader of stdout has left, as in `… | head`
         _give_up_stdout()
-        sys.exit(1)
+        hosts.leave(1)
     except OSError as error:
         _give_up_stdout()  # where it is the one that failed, a last flush would fail again
-        sys.exit(_complain(f"{error.filename or 'stdout'}: {error.strerror or error}", 1))
+        hosts.leave(_complain(f"{error.filename or 'stdout'}: {error.strerror or error}", 1))
     except KeyboardInterrupt:
-        sys.exit(_complain(on_interrupt, 130))
+        hosts.leave(_complain(on_interrupt, 130))
+    except Exception:  # whatever it is, the other processes of the run must not wait for this one
+        traceback.print_exc()
+        hosts.leave(1)
 
 
 def _replace_closed_streams() -> None:
@@ -216,6 +220,11 @@ def _with_recipe_file(argv: list[str]) -> tuple[list[str], str]:
             if given is None:
                 given, rest = "".join(rest[:1]), rest[1:]
             file = os.path.expanduser(given)
+            if ":" in file and os.path.isfile(file):
+                raise UserError(
+                    f"--config {file}: what follows a : would be an argument of the recipe: rename "
+                    "it, or call the command in its folder"
+                )
             if not os.path.isfile(file.partition(":")[0]):
                 if given not in recipes.names():
                     raise UserError(

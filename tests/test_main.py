@@ -64,6 +64,7 @@ PLOTS = {"learning_curves.png", "schedule.png", "confusion_matrix.png", "misclas
 FILES = {".lock", "config.json", "metrics.jsonl", "summary.json", "checkpoints"} | PLOTS
 
 BAD_RECIPES = {
+    "10:30": "from jaxmnist.configs.model3 import get_config\n",
     "syntax": "def get_config(:\n",
     "no such file": "def get_config():\n    open('rates.json')\n",
     "raises": "def get_config():\n    raise ValueError('the\\nreason')\n",
@@ -110,6 +111,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--config=nowhere/model9.py",),
         ("--config", "nowhere/model9.py", "packaged recipes: compact, "),
     ),
+    "colon": (("--config=RECIPES/10:30.py",), ("10:30.py", "what follows a :", "rename it")),
     "syntax error": (("--config=RECIPES/syntax.py",), ("syntax.py", "line 1")),
     "recipe raises": (("--config=RECIPES/raises.py",), ("raises.py", "the reason")),
     "recipe misses a file": (
@@ -637,3 +639,19 @@ def test_tensorboard_is_passed_on(
     command._parse(argv)
     command._train()
     assert run.call_args.kwargs == {"restart": False, "tensorboard": wanted}
+
+
+@RECIPE_LOADER
+def test_a_recipe_may_compute_with_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom jaxmnist.config import default_config\n\n\n"
+        "def get_config():\n    config = default_config()\n"
+        "    config.optimizer.learning_rate = 0.1 * np.sqrt(2)\n    return config\n"
+    )
+    command, argv, run = fresh("main"), ["main", f"--config={tmp_path / 'mine.py'}"], mock.Mock()
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(parallel, "use_every_core", lambda: None)
+    command._parse(argv)
+    command._train()
+    assert type(run.call_args.args[0].optimizer.learning_rate) is float

@@ -51,7 +51,7 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
 
 def leave(exit_code: int) -> NoReturn:
     """Ends this process after a failure that the others of its run do not share."""
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         sys.exit(exit_code)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -69,16 +69,7 @@ def on_first(action: Callable[[], T]) -> T | None:
     Returns:
       What ``action`` returned; in the other processes None.
     """
-    if jax.process_count() == 1:
-        return action()
-    result, message = None, ""
-    if is_first():
-        try:
-            result = action()
-        except UserError as error:
-            message = str(error)
-    _raise_together(message)
-    return result
+    return on_each(lambda: action() if is_first() else None)
 
 
 def on_each(action: Callable[[], T]) -> T:
@@ -93,17 +84,12 @@ def on_each(action: Callable[[], T]) -> T:
         result = action()
     except UserError as error:
         message = str(error)
-    _raise_together(message)
-    return cast(T, result)
-
-
-def _raise_together(message: str) -> None:
-    """Raises the message of the first process that has one in every process."""
     padded = message.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
-    shared = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
-    for row in np.asarray(shared, np.uint8):
+    messages = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
+    for row in np.asarray(messages, np.uint8):
         if text := row.tobytes().rstrip(b"\0").decode("utf-8", "replace"):
             raise UserError(text)
+    return cast(T, result)
 
 
 def largest(value: int) -> int:

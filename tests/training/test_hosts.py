@@ -133,6 +133,36 @@ def test_the_death_of_one_ends_the_other_and_the_run_resumes(
     assert [row["epoch"] for row in after] == list(range(1, len(after) + 1))
 
 
+BROKEN = """
+import runpy, jax
+from jaxmnist.training.programs import Programs
+
+init = Programs.init
+
+def fail(programs):
+    if jax.process_index() == {victim}:
+        raise RuntimeError("a mistake of ours")
+    return init(programs)
+
+Programs.init = fail
+runpy.run_module("jaxmnist.main", run_name="__main__")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_mistake_of_ours_in_one_ends_both(tmp_path: Path, idx_folder: Path, victim: int):
+    python, _, _, *flags = command(idx_folder, tmp_path / "run", "--config.num_epochs=1")
+    with two_processes([python, "-c", BROKEN.format(victim=victim), *flags]) as processes:
+        results = outputs(processes)
+    code, _, complaint = results[victim]
+    assert code == 1
+    assert complaint.endswith("RuntimeError: a mistake of ours\n")
+    code, _, complaint = results[1 - victim]
+    assert code in (1, -signal.SIGABRT)
+    assert "another process" in complaint or "another task" in complaint
+
+
 def test_sigterm_to_one_stops_and_saves_both(tmp_path: Path, idx_folder: Path):
     workdir = tmp_path / "run"
     with two_processes(command(idx_folder, workdir, "--config.num_epochs=9999")) as processes:

@@ -131,9 +131,11 @@ def _read_folder(folder: Path, part: str) -> Dataset:
 
 def _find_idx(folder: Path, name: str) -> Path:
     """The file `name` in `folder`, plain or .gz; some mirrors write its '-idx' as '.idx'."""
-    for stem, suffix in itertools.product((name, name.replace("-idx", ".idx")), ("", ".gz")):
-        if os.path.exists(folder / (stem + suffix)):
-            return folder / (stem + suffix)
+    stems = name, name.replace("-idx", ".idx")
+    files = [folder / (stem + suffix) for stem, suffix in itertools.product(stems, ("", ".gz"))]
+    for is_there in (os.path.isfile, os.path.exists):  # some archives have folders of these names
+        for file in filter(is_there, files):
+            return file
     raise UserError(f"{folder / name}: no such file, nor {name}.gz; put the IDX file there")
 
 
@@ -234,8 +236,10 @@ def _read_tfds(builder: Any, dataset: str, part: str) -> Dataset:
         images, labels = zip(*((e["image"], e["label"]) for e in examples), strict=True)
         if len(labels) != split.num_examples or max(labels) > 9:
             raise ValueError(f"{len(labels)} of {split.num_examples} examples, or bad labels")
-        images_NHWC = np.stack(images, dtype=np.uint8, casting="equiv")
-        return Dataset(images_NHWC[..., 0], np.array(labels, np.uint8))
+        images_NHW = np.stack(images, dtype=np.uint8, casting="equiv")[..., 0]
+        if builder.name == "emnist":  # which TFDS leaves on their side, as NIST wrote them
+            images_NHW = np.ascontiguousarray(images_NHW.swapaxes(1, 2))
+        return Dataset(images_NHW, np.array(labels, np.uint8))
 
 
 def _tfrecords(path: os.PathLike[str]) -> Iterator[bytes]:

@@ -182,6 +182,17 @@ def test_unreadable_file(tmp_path):
     assert "directory" in message
 
 
+def test_folders_named_like_the_files_do_no_harm(tmp_path):
+    """Kaggle's archive has them beside files whose names have a dot."""
+    dataset = write_files(tmp_path, {n.replace("-idx", ".idx"): FILES[n] for n in NAMES})
+    for name in NAMES:
+        tmp_path.joinpath(name).mkdir()
+        tmp_path.joinpath(name, name).write_bytes(FILES[name])
+    train, test = data.load(dataset, "train/test")
+    assert_same(train, TRAIN)
+    assert_same(test, TEST)
+
+
 def header(*fields: int) -> bytes:
     return struct.pack(f">{len(fields)}I", *fields)
 
@@ -365,6 +376,15 @@ def assert_tiny_digits_load() -> None:
 def test_prepared_tfds_set_loads_without_tensorflow(prepared_dir, monkeypatch):
     pretend_tensorflow_is_installed(monkeypatch, False)
     assert_tiny_digits_load()
+
+
+def test_emnist_stands_upright(prepared_dir, monkeypatch):
+    """TFDS has it on its side: https://www.tensorflow.org/datasets/catalog/emnist."""
+    builder = data._prepared_tfds_builder("tfds:tiny_digits")
+    monkeypatch.setattr(builder, "name", "emnist", raising=False)
+    train = data._read_tfds(builder, "tfds:emnist/digits", "train")
+    np.testing.assert_array_equal(train.images_NHW, TRAIN.images_NHW.swapaxes(1, 2))
+    np.testing.assert_array_equal(train.labels_N, TRAIN.labels_N)
 
 
 def test_prepared_tfrecord_set_loads_without_tensorflow(prepared_dir, monkeypatch):

@@ -15,7 +15,8 @@ from jaxmnist.errors import UserError
 STDIN = "-"
 # Of those that Pillow knows; of the others some run programs to read a file, or write to stderr.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
-_FULL = {"I;16": 65535, "I": 65535}  # of modes with other levels than 255
+_WIDE = ("I;16", "I")  # modes with up to 65,536 levels
+_FULL = (255, 1023, 4095, 16383, 65535)  # the highest: some cameras use 10, 12 or 14 of the bits
 
 # Of a transparent picture what is opaque is a sheet that was cut out, and goes on, where it fills
 # so much of the box around it and has something on it: so much that is so many grey levels away
@@ -81,8 +82,10 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _grey(picture: Image.Image) -> np.ndarray:
-    if picture.mode in _FULL:
-        return np.asarray(picture).astype(np.float32) * (255 / _FULL[picture.mode])
+    if picture.mode in _WIDE:
+        levels = np.asarray(picture)
+        full = next((full for full in _FULL if levels.max() <= full), _FULL[-1])
+        return levels.astype(np.float32) * (255 / full)
     if picture.mode == "F":  # of any range
         levels = np.nan_to_num(np.asarray(picture).astype(np.float32))
         return (levels - levels.min()) * (255 / max(float(np.ptp(levels)), 1e-6))

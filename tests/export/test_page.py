@@ -191,6 +191,16 @@ def test_drawn_by_finger(page: Page):
 
 
 @needs_chromium
+def test_fingers_select_nothing(page: Page):
+    """On iOS they would: resting ones bring up its menu, and a pencil loses strokes."""
+    for place in ("#pad", "#answer", "#bars", "footer"):
+        chosen = f"getComputedStyle(document.querySelector('{place}')).userSelect"
+        assert page.evaluate(chosen) == "none"
+    move = "new Event('touchmove', {cancelable: true, bubbles: true})"
+    assert page.evaluate(f"pad.dispatchEvent({move})") is False  # somebody prevents the default
+
+
+@needs_chromium
 @pytest.mark.parametrize("width", [320, 390, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_and_can_be_read(page: Page, width: int, scheme):

@@ -48,6 +48,17 @@ def test_modes(mode: str, tmp_path: Path):
     np.testing.assert_allclose(pictures.read(str(file)), levels, atol=5)
 
 
+@pytest.mark.parametrize("full", [255, 1023, 4095, 16383, 65535])
+def test_fewer_bits_than_a_file_has_room_for(full: int, tmp_path: Path):
+    """As cameras and scanners leave them; the lightest is a little below the highest level."""
+    levels = (RAMP_HW / RAMP_HW.max() * 0.9 * full).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.mode.startswith("I")
+    grey_HW = pictures.read(str(tmp_path / "picture.png"))
+    np.testing.assert_allclose(grey_HW, RAMP_HW / RAMP_HW.max() * 0.9 * 255, atol=1)
+
+
 @pytest.mark.parametrize(("pen", "paper"), [(0, 255), (255, 0)])
 def test_transparent_paper_is_unlike_the_ink(pen: int, paper: int, tmp_path: Path):
     drawn = np.zeros((20, 20, 4), np.uint8)

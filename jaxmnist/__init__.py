@@ -84,6 +84,8 @@ def train(
 ) -> "tuple[Classifier, list[Row]]":
     """Trains as ``python -m jaxmnist.main`` does.
 
+    Also on every core of a CPU, where JAX was not used before: its devices stay what they are.
+
     Args:
       recipe: the name of a packaged recipe, the file of another one, or a configuration.
       workdir: the run's folder, where it is taken up if it is there already; None for one that is

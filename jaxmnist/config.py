@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import ml_collections
+import numpy as np
 
 from jaxmnist import data, published
 from jaxmnist.errors import UserError
@@ -159,6 +160,11 @@ def default_config() -> Config:
     return ml_collections.ConfigDict(nested)
 
 
+def plain(value: Any) -> Any:
+    """One of Python's own where ``value`` is a number of NumPy's, which JSON does not know."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """The configuration as one flat dict, ``{'model': …, 'optimizer.name': …}``."""
     flat = {}
@@ -166,7 +172,7 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, ml_collections.ConfigDict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[prefix + name] = plain(value)
     return flat
 
 

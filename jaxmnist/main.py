@@ -86,7 +86,8 @@ def _train() -> None:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     # os.path answers for any string; pathlib raises on '~nobody'.
     workdir = os.path.expanduser(_WORKDIR.value or f"runs/{cli.recipe_name(_FLAGS)}")
-    train.run(_RECIPE.value, Path(workdir), restart=_RESTART.value, tensorboard=_TENSORBOARD.value)
+    recipe = config.normalized(_RECIPE.value)
+    train.run(recipe, Path(workdir), restart=_RESTART.value, tensorboard=_TENSORBOARD.value)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from jaxmnist.config import (
     did_you_mean,
     from_json,
     normalized,
+    plain,
     validate,
     what_is_trained,
 )
@@ -75,8 +76,16 @@ def load(
     return _of_weights(WEIGHTS / f"{source}.safetensors", None, f"the packaged {source}")
 
 
-def load_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
+def load_run(
+    folder: Path, checkpoint: str, seed: int | None, called: str | None = None
+) -> Classifier:
     """One seed's network out of a run's checkpoint.
+
+    Args:
+      folder: of the run.
+      checkpoint: as ``jaxmnist.load``.
+      seed: as ``jaxmnist.load``.
+      called: what to call the run; default: its folder.
 
     Raises:
       UserError: where there is no such run, checkpoint or seed.
@@ -96,7 +105,7 @@ def load_run(folder: Path, checkpoint: str, seed: int | None) -> Classifier:
         run.config,
         run.state.params,
         run.state.batch_stats,
-        f"{folder}, {run.place}, seed {run.seed}",
+        f"{called or folder}, {run.place}, seed {run.seed}",
         {name: str(value) for name, value in metadata.items()},
     )
 
@@ -162,18 +171,19 @@ def train(
     with contextlib.suppress(RuntimeError):  # JAX has its devices already
         parallel.use_every_core()
     with contextlib.ExitStack() as stack:
-        keep = workdir is not None
+        keep, called = workdir is not None, None
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
+            called = "a run whose folder was not kept"
         folder = Path(os.path.expanduser(workdir))
         try:
-            train_lib.run(config, folder, restart=restart, tensorboard=tensorboard)
+            train_lib.run(config, folder, restart=restart, tensorboard=tensorboard, keep=keep)
         except Stopped as stopped:  # which no `except Exception` around the call should catch
             if stopped.cause == signal.SIGINT:
                 raise KeyboardInterrupt(*([str(stopped)] if keep else [])) from None
             raise SystemExit(128 + stopped.cause) from None
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return load_run(folder, "last", None), rows
+        return load_run(folder, "last", None, called), rows
 
 
 def _configuration(recipe: Recipe, fields: Mapping[str, Any] | None = None) -> Config:
@@ -185,7 +195,7 @@ def _configuration(recipe: Recipe, fields: Mapping[str, Any] | None = None) -> C
         if name not in FIELDS:
             raise UserError(f"config.{name} is unknown{did_you_mean(name)}")
         try:
-            config.update_from_flattened_dict({name: value})
+            config.update_from_flattened_dict({name: plain(value)})
         except TypeError as error:
             kind = type(FIELDS[name].default).__name__
             raise UserError(f"config.{name} is {value!r}: it must be of type {kind}") from error

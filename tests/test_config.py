@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import ml_collections
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from jaxmnist.config import (
     flatten,
     from_json,
     help_text,
+    normalized,
     validate,
 )
 from jaxmnist.errors import UserError
@@ -358,3 +360,14 @@ def test_anything_passes_or_is_a_user_error(flat: dict[str, object]):
         assert refusal.startswith("config.")
     else:
         assert flat.keys() <= FIELDS.keys()
+
+
+def test_numpys_numbers_are_those_of_python():
+    """A recipe may compute with them."""
+    config = default_config()
+    config.optimizer.learning_rate = 0.1 * np.sqrt(2)
+    assert isinstance(config.optimizer.learning_rate, np.float64)
+    validate(config)
+    found = normalized(config)
+    assert type(found.optimizer.learning_rate) is float
+    assert found.to_json() == from_json(found.to_json()).to_json()

@@ -290,7 +290,12 @@ def test_weights_whose_configuration_is_of_no_use(text: str, words: str, tmp_pat
     assert jaxmnist.load(file, recipe="model3").metadata["params"] == "7784"
 
 
-def test_training_is_that_of_the_command(tmp_path: Path, idx_folder: Path, images_NHW: np.ndarray):
+def test_training_is_that_of_the_command(
+    tmp_path: Path,
+    idx_folder: Path,
+    images_NHW: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+):
     fields = {"dataset": str(idx_folder), "split": "train/test", "num_epochs": 1}
     fields |= {"batch_size": 64, "optimizer__learning_rate": 0.02, "num_seeds": 2}
     classifier, rows = jaxmnist.train("compact_tiny", tmp_path / "run", **fields)
@@ -302,8 +307,11 @@ def test_training_is_that_of_the_command(tmp_path: Path, idx_folder: Path, image
     # Without a folder, from a configuration: the same.
     config = recipes.load("compact_tiny")
     before = flatten(config)
+    capsys.readouterr()
     nowhere, same_rows = jaxmnist.train(config, **fields)
     assert without_timing(same_rows) == without_timing(rows)
+    assert "everything is in" not in capsys.readouterr().out
+    assert nowhere.source == "a run whose folder was not kept, epoch 1, seed 0"
     np.testing.assert_array_equal(nowhere.logits(images_NHW), classifier.logits(images_NHW))
     assert flatten(config) == before
 
@@ -442,5 +450,9 @@ def test_a_configuration_of_ones_own_takes_fields():
     found = sources._configuration(own, {"optimizer__learning_rate": 0.5})
     assert found.optimizer.learning_rate == 0.5
     assert own.optimizer.learning_rate == 1
+    numpys = {"optimizer__learning_rate": np.float32(0.5), "num_epochs": np.int64(3)}
+    found = sources._configuration(own, numpys)
+    assert (found.optimizer.learning_rate, found.num_epochs) == (0.5, 3)
+    assert {type(found.optimizer.learning_rate), type(found.num_epochs)} == {float, int}
     with pytest.raises(UserError, match=r"config\.\S+ is missing: start from"):
         sources._configuration(ml_collections.ConfigDict(), {"optimizer__learning_rate": 0.5})

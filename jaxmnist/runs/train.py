@@ -24,7 +24,12 @@ from jaxmnist.training.programs import Programs
 
 
 def run(
-    config: Config, workdir: Path, *, restart: bool = False, tensorboard: bool = False
+    config: Config,
+    workdir: Path,
+    *,
+    restart: bool = False,
+    tensorboard: bool = False,
+    keep: bool = True,
 ) -> dict[str, Any]:
     """Trains what ``config`` describes and leaves everything in ``workdir``.
 
@@ -36,6 +41,7 @@ def run(
       workdir: folder for config.json, metrics.jsonl, summary.json, checkpoints/ and plots.
       restart: start over, after moving what is in the workdir aside.
       tensorboard: also write tensorboard/, for TensorBoard.
+      keep: whether the workdir stays; one that does not is not named.
 
     Returns:
       The contents of summary.json.
@@ -88,7 +94,8 @@ def run(
         events.add_figures()
         files.write_summary(summary)  # last: it says that the run has finished
         report.say(report.summary_text(summary, publication))
-        report.say(f"everything is in {files.path}")
+        if keep:
+            report.say(f"everything is in {files.path}")
         return summary
 
 

@@ -62,10 +62,11 @@ class Workdir:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(path)
             if restart and self.config_file.exists():
-                self.moved_to = free_name(path)
-                path.rename(self.moved_to)
+                folder = path.resolve() if path.is_symlink() else path
+                self.moved_to = free_name(folder)
+                folder.rename(self.moved_to)
                 self._lock.release()
-                path.mkdir()
+                folder.mkdir()
                 self._lock = lock(path)
             if self.config_file.exists():
                 self._refuse_other_run(config)

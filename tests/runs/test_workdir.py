@@ -274,6 +274,16 @@ def test_restart_in_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyP
         assert written_config(folder.with_name(name))["seed"] == seed
 
 
+def test_restart_of_a_run_behind_a_link(folder: Path, tmp_path: Path):
+    """What is moved aside is the run, and the new one is where the old one was."""
+    made(folder, config_with(seed=1))
+    (tmp_path / "link").symlink_to(folder)
+    made(tmp_path / "link", config_with(seed=2), restart=True)
+    assert (tmp_path / "link").readlink() == folder
+    for name, seed in ((f"{folder.name}.1", 1), (folder.name, 2)):
+        assert written_config(folder.with_name(name))["seed"] == seed
+
+
 @pytest.mark.parametrize("below", ["", "sub", "sub/deeper"])
 def test_file_in_the_way_is_refused(tmp_path: Path, below: str):
     (tmp_path / "file").write_text("precious")

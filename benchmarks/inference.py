@@ -30,10 +30,9 @@ import peers
 from PIL import Image
 
 import jaxmnist
-from jaxmnist import data
+from jaxmnist import classifier, data
 
 _BATCH = 1000
-_PART = 128  # images of a batch that jaxmnist takes at once
 
 
 def onnx_predictor(session: onnxruntime.InferenceSession, size: int) -> Callable:
@@ -72,14 +71,14 @@ def main() -> None:
     print(f"onnxruntime {onnxruntime.__version__}: thousand images/s")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.networks:
-            classifier = jaxmnist.load(name)
+            network = jaxmnist.load(name)
             file = Path(folder, f"{name}.onnx")
-            jaxmnist.save(classifier, file)
+            jaxmnist.save(network, file)
             session = onnxruntime.InferenceSession(file)
             predictors = {
-                "jaxmnist": classifier.predict,
+                "jaxmnist": network.predict,
                 "onnxruntime": onnx_predictor(session, _BATCH),
-                f"onnxruntime by {_PART}": onnx_predictor(session, _PART),
+                f"onnxruntime by {classifier.BATCH}": onnx_predictor(session, classifier.BATCH),
             }
             found: dict[str, list[float]] = {who: [] for who in predictors}
             for predict in predictors.values():

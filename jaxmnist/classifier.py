@@ -16,7 +16,7 @@ from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models
 from jaxmnist.training import parallel
 
-_BATCH = 128  # images that go through a core's own cache at once
+BATCH = 128  # images that go through a core's own cache at once
 
 
 class Prediction(NamedTuple):
@@ -87,7 +87,7 @@ class Classifier:
             )
         if images_NHW.ndim == 2:
             return self.logits(images_NHW[None])[0]
-        parts = [images_NHW[first : first + _BATCH] for first in range(0, len(images_NHW), _BATCH)]
+        parts = [images_NHW[first : first + BATCH] for first in range(0, len(images_NHW), BATCH)]
         found = [np.zeros((0, 10), np.float32)]
         found += map(self._logits_of_part, parts[:1])  # alone: it may have to be compiled
         with ThreadPoolExecutor(parallel.cores()) as cores:
@@ -98,7 +98,7 @@ class Classifier:
         return logits_NK
 
     def _logits_of_part(self, part_NHW: np.ndarray) -> np.ndarray:
-        """Of up to _BATCH images."""
+        """Of up to BATCH images."""
         variables = {"params": self.params, "batch_stats": self.batch_stats}
         # Of few shapes, each of which is compiled once: the next power of two.
         size = 1 << (len(part_NHW) - 1).bit_length()

@@ -1,6 +1,7 @@
 """The command that reads photos: what it prints, what it draws, and what it refuses."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,17 @@ def predict(capsys: pytest.CaptureFixture[str]):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_compiled_programs_are_kept(enabled: bool, folder: Path, tmp_path: Path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XDG_"))}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path)}
+    if not enabled:
+        environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = execute(str(folder / "seven.jpg"), env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(list(tmp_path.glob("jaxmnist/*-cache"))) == enabled
 
 
 def test_a_line_an_image(folder: Path, predict):

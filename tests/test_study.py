@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_what_is_quoted_is_what_the_file_says():
     assert study_report.table(lines) in readme
     for sentence in study_report.comparison(lines):
         assert f"\n- {sentence}\n" in readme
+    quoted = re.findall(
+        r"^\| `(\w+)` \| ([\d,]+) \| (\d.*) % \(n = (\d+), (\w+)\) \|", readme, re.M
+    )
+    assert len(quoted) == 10  # of the first screen
+    for recipe, *found in quoted:
+        own = study_report.runs(lines, recipe)
+        sample = study_report.Sample.of([line["final_accuracy"] for line in own])
+        on = "test" if recipes.load(recipe).split == "train/test" else "validation"
+        accuracy = f"{sample.mean:.3f} ± {sample.sd:.3f}"
+        assert found == [f"{own[0]['params']:,}", accuracy, str(sample.size), on]
     for recipe in recipes.names():
         if sentence := study_report.measured(lines, recipe):
             module = ast.parse((ROOT / "configs" / f"{recipe}.py").read_text())

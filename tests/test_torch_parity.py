@@ -16,9 +16,10 @@ import torch
 import torch_parity
 from scipy import stats
 from torch_parity import RECIPES
-from torch_reference import TORCH_NETWORKS, TorchRecipe
+from torch_reference import TORCH_NETWORKS, TorchRecipe, under
 
-from jaxmnist import convert
+import jaxmnist
+from jaxmnist import convert, recipes
 from jaxmnist.export import torch_weights
 from jaxmnist.networks import analyze, models, prng
 from jaxmnist.networks.layers import Dropout, MaxPool
@@ -52,6 +53,21 @@ def test_parameters(model):
         if not key.endswith("num_batches_tracked")
     }
     assert {slot.key: slot.shape for slot in torch_weights.slots(network)} == expected
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name.startswith("under_")])
+def test_our_own_networks_are_the_same_in_torch(name: str, batch):
+    """The packaged ones, with all that they have learnt."""
+    classifier, (images_NHW, _) = jaxmnist.load(name), batch
+    theirs = under(classifier.config.network.blocks, classifier.config.network.padding).eval()
+    state_dict = torch_weights.to_state_dict(
+        classifier.network, classifier.params, classifier.batch_stats, step=0
+    )
+    tensors = {key: torch.tensor(array) for key, array in state_dict.items()}
+    theirs.load_state_dict(tensors, strict=True)
+    with torch.no_grad():
+        expected_NK = theirs(torch_parity.normalised(images_NHW, torch.float32)).numpy()
+    np.testing.assert_allclose(classifier.logits(images_NHW), expected_NK, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", TORCH_NETWORKS)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -46,6 +47,16 @@ def test_it_says_what_it_is(name: str):
     steps_per_epoch = math.ceil(images / recipe.batch_size)
     assert int(known.pop("step")) == recipe.num_epochs * steps_per_epoch
     assert known == {}
+
+
+def test_the_readme_says_what_they_say():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name in NAMES:
+        known = jaxmnist.load(name).metadata
+        on = "test" if recipes.load(name).split == "train/test" else "validation"
+        accuracy, right = float(known["final_accuracy"]), int(known["test_correct"])
+        row = f"| `{name}` | {int(known['params']):,} | {accuracy:.2f} % ({on}) | {right:,} |\n"
+        assert row in readme
 
 
 @pytest.mark.parametrize("name", NAMES)

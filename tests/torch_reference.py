@@ -1,10 +1,12 @@
-"""The eight networks in plain ``torch.nn``, written by hand from their descriptions.
+"""The networks in plain ``torch.nn``, written by hand from their descriptions.
 
 Nothing here may be derived from ``jaxmnist.networks``: the proof of equality would be circular.
 They take normalised images (N, 1, 28, 28). lightweight, efficient and net8k return
 log-probabilities and are trained with ``NLLLoss``; the others return logits and are trained with
 ``CrossEntropyLoss``.
 """
+
+import re
 
 import torch
 from torch import nn
@@ -24,6 +26,16 @@ class TorchNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
+
+
+class SeparableConv2d(nn.Module):
+    def __init__(self, inputs: int, outputs: int, size: int, padding: int, bias: bool):
+        super().__init__()
+        self.depthwise = nn.Conv2d(inputs, inputs, size, padding=padding, groups=inputs, bias=False)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pointwise(self.depthwise(x))
 
 
 def compact_tiny(p: float) -> TorchNetwork:
@@ -252,6 +264,35 @@ def net8k(p: float) -> TorchNetwork:
         nn.Flatten(),
         nn.LogSoftmax(dim=1),
     )
+
+
+def under(line: str, padding: str) -> TorchNetwork:
+    """That of an under_… recipe, out of its network.blocks and network.padding.
+
+    Turned kernels are kernels like others here: o means nothing.
+    """
+    blocks, paddings = line.split("/"), padding.split("/")
+    if len(paddings) == 1:
+        paddings *= len(blocks)
+    layers: list[nn.Module] = []
+    inputs = 1
+    for block, pad in zip(blocks, map(int, paddings), strict=True):
+        if layers:
+            layers[-2:-2] = [nn.MaxPool2d(2)]  # before batch norm and activation
+            layers.append(nn.Dropout2d(0.0))
+        for unit in block.split("-"):
+            found = re.fullmatch(r"(\d+)(?:k(\d))?(d?)o?", unit)
+            assert found
+            outputs, size = int(found[1]), int(found[2] or 3)
+            last = outputs == 10
+            shape = inputs, outputs, size
+            if found[3]:
+                layers += [SeparableConv2d(*shape, padding=pad * (size // 2), bias=last)]
+            else:
+                layers += [nn.Conv2d(*shape, padding=pad * (size // 2), bias=last)]
+            layers += [] if last else [nn.BatchNorm2d(outputs), nn.SiLU()]
+            inputs = outputs
+    return TorchNetwork(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 TORCH_NETWORKS = {

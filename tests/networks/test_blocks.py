@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_reference import SeparableConv2d
 
 from jaxmnist.errors import UserError
 from jaxmnist.export import torch_weights
@@ -197,30 +198,18 @@ def test_a_repeated_convolution_is_the_same_layer():
 # The same in PyTorch.
 
 
-class Separable(nn.Module):
-    def __init__(self, features: int, outputs: int, size: int, padding: int, bias: bool):
-        super().__init__()
-        self.depthwise = nn.Conv2d(
-            features, features, size, padding=padding, groups=features, bias=False
-        )
-        self.pointwise = nn.Conv2d(features, outputs, 1, bias=bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pointwise(self.depthwise(x))
-
-
 class InTorch(nn.Module):
     """4-4k5d-=/10d with padding 1/0 and the head 'maps'."""
 
     def __init__(self) -> None:
         super().__init__()
-        repeated = Separable(4, 4, 5, 2, bias=False)
+        repeated = SeparableConv2d(4, 4, 5, 2, bias=False)
         self.layers = nn.Sequential(
             *(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
             *(repeated, nn.BatchNorm2d(4), nn.ReLU()),
             *(repeated, nn.BatchNorm2d(4), nn.ReLU()),
             *(nn.MaxPool2d(2), nn.Dropout2d(0.0)),
-            *(Separable(4, 10, 3, 0, bias=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            *(SeparableConv2d(4, 10, 3, 0, bias=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from jaxmnist.training import programs
 from jaxmnist.training.programs import Programs
 
 BATCH = 32
+ON_GPU = jax.default_backend() == "gpu"
 
 # Between them every kind of layer; and a CPU lacks model2's products in bfloat16.
 SHORT = ("compact_tiny", "model2")
@@ -119,12 +120,14 @@ def test_both_forms_train_alike(model: str, seeds: int, trained: Train):
 
 
 @pytest.mark.long
-def test_kernels_for_gpus_train_alike(trained: Train):
-    """Interpreted, and therefore slowly: of the networks the smallest."""
-    interpreted = GPU._replace(kernels=Kernels.INTERPRETED)
-    cpu, gpu = (trained("compact_tiny", form, seeds=3) for form in (CPU, interpreted))
-    assert cpu.losses.shape == (3, 4)
-    assert_close(gpu, cpu)
+@pytest.mark.parametrize("model", models.NETWORKS if ON_GPU else ["compact_tiny"])
+def test_kernels_for_gpus_train_alike(model: str, trained: Train):
+    """Without a GPU interpreted, and therefore slowly: of the networks the smallest."""
+    kernels = Kernels.COMPILED if ON_GPU else Kernels.INTERPRETED
+    forms = ACCELERATOR, GPU._replace(kernels=kernels)
+    plain, gpu = (trained(model, form, seeds=3) for form in forms)
+    assert plain.losses.shape == (3, 4)
+    assert_close(gpu, plain)
 
 
 @pytest.mark.parametrize("model", each(models.NETWORKS))
@@ -277,6 +280,11 @@ def test_every_program_can_be_lowered_for_cuda_and_tpu(
     kernel = "stablehlo.custom_call @__gpu$xla.gpu.triton"
     convolution = kernel if form == GPU else "stablehlo.dot_general"
     assert sum(convolution in text for text in texts) == 3
+    products = re.findall(r"stablehlo\.dot_general.*", "".join(texts))
+    in_float32 = [product for product in products if "bf16" not in product]
+    assert in_float32 or form == GPU or precision == "bfloat16"
+    for product in in_float32:  # or GPUs and TPUs would round the factors
+        assert "precision = [HIGHEST, HIGHEST]" in product
     for text in texts:
         assert "stablehlo.convolution" not in text
         called = set(re.findall(r"stablehlo\.custom_call @[\w$.]+", text))

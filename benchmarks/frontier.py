@@ -1,4 +1,4 @@
-"""The best network for every number of parameters: what was tried, and what came out.
+"""The best network for each budget of parameters: what was tried, and what came out.
 
     python benchmarks/frontier.py --keep runs/sweep …
     python benchmarks/frontier.py --report
@@ -246,7 +246,7 @@ def report() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The best network for every budget.")
+    parser = argparse.ArgumentParser(description="The best network for each budget.")
     parser.add_argument("--keep", nargs="+", type=Path, metavar="WORKDIR")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python -m jaxmnist.main --config configs/compact.py
 
-Less than 3 minutes on two CPU cores. Accuracy: published 99.25 % (best epoch);
-measured 99.367 ± 0.054 % (final epoch, n = 20), 99.392 % (best epoch, mean).
+74 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.25 % (best epoch);
+measured 99.380 ± 0.061 % (final epoch, n = 44), 99.400 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

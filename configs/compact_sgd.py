@@ -3,7 +3,7 @@ and schedule are inferred.
 
     python -m jaxmnist.main --config configs/compact_sgd.py
 
-Less than 3 minutes on two CPU cores. Accuracy: published 99.00 % (best epoch);
+55 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.00 % (best epoch);
 measured 99.115 ± 0.098 % (final epoch, n = 44), 99.139 % (best epoch, mean).
 """
 

@@ -3,8 +3,8 @@ write-up gives three epochs of its curve and the best accuracy only.
 
     python -m jaxmnist.main --config configs/compact_tiny.py
 
-Less than 2 minutes on two CPU cores. Accuracy: published 95.70 % (best epoch);
-measured 98.701 ± 0.110 % (final epoch, n = 86), 98.756 % (best epoch, mean).
+20 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 95.70 % (best epoch);
+measured 98.702 ± 0.110 % (final epoch, n = 100), 98.757 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

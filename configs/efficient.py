@@ -3,7 +3,7 @@ not in effect there.
 
     python -m jaxmnist.main --config configs/efficient.py
 
-Less than 4 minutes on two CPU cores. Accuracy: published 99.29 % (best epoch);
+143 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.29 % (best epoch);
 measured 99.255 ± 0.048 % (final epoch, n = 44), 99.292 % (best epoch, mean).
 """
 

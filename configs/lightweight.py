@@ -2,8 +2,8 @@
 
     python -m jaxmnist.main --config configs/lightweight.py
 
-Less than 4 minutes on two CPU cores. Accuracy: published 99.43 % (best epoch);
-measured 99.381 ± 0.048 % (final epoch, n = 20), 99.418 % (best epoch, mean).
+55 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.43 % (best epoch);
+measured 99.368 ± 0.048 % (final epoch, n = 44), 99.409 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

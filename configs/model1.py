@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config configs/model1.py
 
-Less than 6 minutes on two CPU cores. Accuracy: published 99.58 % (best epoch);
+148 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.58 % (best epoch);
 measured 99.482 ± 0.044 % (final epoch, n = 44), 99.497 % (best epoch, mean).
 """
 

@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config configs/model2.py
 
-Less than 6 minutes on two CPU cores. Accuracy: published 99.27 % (best epoch);
+106 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.27 % (best epoch);
 measured 99.292 ± 0.051 % (final epoch, n = 44), 99.306 % (best epoch, mean).
 """
 

@@ -2,8 +2,8 @@
 
     python -m jaxmnist.main --config configs/model3.py
 
-About a minute on two CPU cores. Accuracy: published 99.47 % (best epoch);
-measured 99.429 ± 0.050 % (final epoch, n = 44), 99.447 % (best epoch, mean).
+41 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.47 % (best epoch);
+measured 99.430 ± 0.049 % (final epoch, n = 46), 99.448 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

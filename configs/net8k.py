@@ -2,8 +2,8 @@
 
     python -m jaxmnist.main --config configs/net8k.py
 
-Less than 3 minutes on two CPU cores. Accuracy: published nothing measured, target 99.40 %;
-measured 99.250 ± 0.056 % (final epoch, n = 44), 99.272 % (best epoch, mean).
+70 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published nothing measured,
+target 99.40 %; measured 99.250 ± 0.056 % (final epoch, n = 44), 99.272 % (best epoch, mean).
 """
 
 from jaxmnist.config import Config, default_config

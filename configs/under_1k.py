@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config under_1k
 
-About 90 seconds on two CPU cores. Accuracy on the test set:
+33 s of training on two cores of an AMD EPYC (Zen 5). Accuracy on the test set:
 measured 99.282 ± 0.084 % (final epoch, n = 20), 99.286 % (best epoch, mean).
 
 The kernels come in eight turns and reflections, of which one is trained. The sweeps that

@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config under_20k
 
-About four minutes on two CPU cores. Accuracy on the test set:
+144 s of training on two cores of an AMD EPYC (Zen 5). Accuracy on the test set:
 measured 99.649 ± 0.047 % (final epoch, n = 20), 99.659 % (best epoch, mean).
 
 The kernels come in eight turns and reflections, of which one is trained. The sweeps that

@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config under_20k_long
 
-About eight minutes on two CPU cores. Accuracy on the test set:
+285 s of training on two cores of an AMD EPYC (Zen 5). Accuracy on the test set:
 measured 99.668 ± 0.037 % (final epoch, n = 10), 99.686 % (best epoch, mean).
 
 It is under_20k for twice as long, with digits that are distorted elastically, too. What either

@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config under_2k
 
-About two and a half minutes on two CPU cores. Accuracy on the test set:
+43 s of training on two cores of an AMD EPYC (Zen 5). Accuracy on the test set:
 measured 99.516 ± 0.036 % (final epoch, n = 20), 99.520 % (best epoch, mean).
 
 The kernels come in eight turns and reflections, of which one is trained. The sweeps that

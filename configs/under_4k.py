@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config under_4k
 
-About three minutes on two CPU cores. Accuracy on the test set:
+74 s of training on two cores of an AMD EPYC (Zen 5). Accuracy on the test set:
 measured 99.573 ± 0.051 % (final epoch, n = 20), 99.583 % (best epoch, mean).
 
 The kernels come in eight turns and reflections, of which one is trained. The sweeps that

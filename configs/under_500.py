@@ -2,7 +2,7 @@
 
     python -m jaxmnist.main --config under_500
 
-About a minute on two CPU cores. Accuracy on the test set:
+23 s of training on two cores of an AMD EPYC (Zen 5). Accuracy on the test set:
 measured 98.689 ± 0.151 % (final epoch, n = 20), 98.689 % (best epoch, mean).
 
 The kernels come in eight turns and reflections, of which one is trained. The sweeps that

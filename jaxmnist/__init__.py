@@ -84,7 +84,7 @@ def train(
 ) -> "tuple[Classifier, list[Row]]":
     """Trains as ``python -m jaxmnist.main`` does.
 
-    Also on every core of a CPU, where JAX was not used before: its devices stay what they are.
+    Also on every core of a CPU, unless JAX was used before: then its devices stay what they are.
 
     Args:
       recipe: the name of a packaged recipe, the file of another one, or a configuration.

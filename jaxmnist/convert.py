@@ -72,6 +72,7 @@ def import_weights(file: Path, workdir: Path, recipe: config.Config) -> bool:
       UserError: for weights that do not fit, or a workdir that holds something already; then
         nothing is written.
     """
+    recipe = config.normalized(recipe)
     config.validate(recipe)
     if recipe.num_seeds != 1:
         raise UserError(

@@ -16,7 +16,7 @@ STDIN = "-"
 # Of those that Pillow knows; of the others some run programs to read a file, or write to stderr.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
 _WIDE = ("I;16", "I")  # modes with up to 65,536 levels
-_FULL = (255, 1023, 4095, 16383, 65535)  # the highest: some cameras use 10, 12 or 14 of the bits
+_FULL = (1023, 4095, 16383, 65535)  # the highest: some cameras use 10, 12 or 14 of the bits
 
 # Of a transparent picture what is opaque is a sheet that was cut out, and goes on, where it fills
 # so much of the box around it and has something on it: so much that is so many grey levels away

@@ -59,7 +59,7 @@ class Workdir:
         try:
             if path.exists() and not self.config_file.exists() and strangers(path, _CONFIG):
                 raise UserError(f"--workdir {path} holds other things than a run: choose another")
-            path.mkdir(parents=True, exist_ok=True)
+            path.resolve().mkdir(parents=True, exist_ok=True)  # behind a link, too
             self._lock = lock(path)
             if restart and self.config_file.exists():
                 folder = path.resolve() if path.is_symlink() else path

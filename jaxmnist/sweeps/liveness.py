@@ -1,5 +1,6 @@
 """Which of the workers that share a study still live: each leaves a sign there now and then."""
 
+import contextlib
 import os
 import socket
 import time
@@ -35,11 +36,11 @@ class Watch:
 
 def _host() -> str:
     """Where process numbers mean the same: one start of a host, whose name others may bear too."""
-    try:
+    start = namespace = ""
+    with contextlib.suppress(OSError):
         start = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        start = namespace = ""
     return f"{socket.gethostname()} {start} {namespace}"
 
 

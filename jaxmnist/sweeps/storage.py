@@ -29,19 +29,6 @@ def without_password(text: str) -> str:
     return re.sub(r"([?&](?:password|passwd|pwd)=)[^&\s'\"]*", r"\1PASSWORD", text)
 
 
-def absolute(storage: str) -> str:
-    """``storage`` as it is found from any folder: files by their paths from the root."""
-    if "://" not in storage:
-        return os.path.abspath(os.path.expanduser(storage))
-
-    def whole(found: re.Match[str]) -> str:
-        path = os.path.abspath(found[2])
-        # In an address these have meanings of their own.
-        return found[0] if set("{}?%") & set(path) else found[1] + path
-
-    return re.sub(r"^(sqlite(?:\+\w+)?:///)((?!/|:memory:|file:)[^?]+)", whole, storage)
-
-
 def opened(
     storage: str | Path, name: str
 ) -> tuple[optuna.storages.BaseStorage, optuna.Study, optuna.Study]:
@@ -49,7 +36,7 @@ def opened(
 
     Args:
       storage: a file of this process alone; or, of a study that others share, an address as Optuna
-        takes it or the path of a journal file, as text, see ``absolute``.
+        takes it or the path of a journal file, as text.
       name: of the study.
 
     Raises:
@@ -96,7 +83,7 @@ def _open(storage: str | Path) -> optuna.storages.BaseStorage:
             raise ValueError("a database cannot lie in a folder with ?, %, { or } in its name")
         storage = f"sqlite:///{storage}"
     elif "://" not in storage:
-        return optuna.storages.JournalStorage(JournalFileBackend(storage))
+        return optuna.storages.JournalStorage(JournalFileBackend(os.path.expanduser(storage)))
     if not storage.startswith("sqlite"):
         return optuna.storages.get_storage(storage)
     patient = {"connect_args": {"timeout": 60}}  # others may be writing

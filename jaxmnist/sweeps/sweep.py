@@ -21,7 +21,7 @@ from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.rounds import Options, Rounds, check, rungs_of
 from jaxmnist.sweeps.search import SAMPLERS, Order, Search
 from jaxmnist.sweeps.space import Choices, Space, Value, configured
-from jaxmnist.sweeps.storage import absolute, without_password
+from jaxmnist.sweeps.storage import without_password
 
 _MOST_TRIALS = 10_000
 
@@ -56,8 +56,6 @@ def run(
       Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
     """
     order = _order(config, space, options)
-    if options.storage is not None:
-        options = options._replace(storage=absolute(options.storage))
     train_data, eval_data = data.load(config.dataset, config.split)
     _check_points(config, space, order, options, len(train_data))
     description = _description(config, space, order, options)
@@ -71,8 +69,8 @@ def run(
         if options.storage and files.has_results() and not before:
             study = without_password(options.storage)
             raise UserError(
-                f"{files.path} holds results that {study} does not have: bring that back, or "
-                "choose another --workdir"
+                f"{files.path} holds results that --storage {study} does not have: start in the "
+                "folder where it began, bring the study back, or choose another --workdir"
             )
         board = Board(list(space.asked), config.num_epochs, order.trials, before)
         report.say(_header(config, space, order, options, len(train_data), len(eval_data)))

@@ -191,13 +191,17 @@ def test_drawn_by_finger(page: Page):
 
 
 @needs_chromium
-def test_fingers_select_nothing(page: Page):
+@pytest.mark.parametrize(("touch", "selected"), [(True, "none"), (False, "auto")])
+def test_fingers_select_nothing(browser: Browser, file: Path, touch: bool, selected: str):
     """On iOS they would: resting ones bring up its menu, and a pencil loses strokes."""
-    for place in ("#pad", "#answer", "#bars", "footer"):
-        chosen = f"getComputedStyle(document.querySelector('{place}')).userSelect"
-        assert page.evaluate(chosen) == "none"
-    move = "new Event('touchmove', {cancelable: true, bubbles: true})"
-    assert page.evaluate(f"pad.dispatchEvent({move})") is False  # somebody prevents the default
+    with browser.new_context(offline=True, has_touch=touch) as context:
+        page = context.new_page()
+        page.goto(file.as_uri())
+        for place in ("#pad", "#answer", "#bars", "footer"):
+            chosen = f"getComputedStyle(document.querySelector('{place}')).userSelect"
+            assert page.evaluate(chosen) == selected
+        move = "new Event('touchmove', {cancelable: true, bubbles: true})"
+        assert page.evaluate(f"pad.dispatchEvent({move})") is False  # the default is prevented
 
 
 @needs_chromium

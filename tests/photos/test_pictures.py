@@ -48,7 +48,7 @@ def test_modes(mode: str, tmp_path: Path):
     np.testing.assert_allclose(pictures.read(str(file)), levels, atol=5)
 
 
-@pytest.mark.parametrize("full", [255, 1023, 4095, 16383, 65535])
+@pytest.mark.parametrize("full", [1023, 4095, 16383, 65535])
 def test_fewer_bits_than_a_file_has_room_for(full: int, tmp_path: Path):
     """As cameras and scanners leave them; the lightest is a little below the highest level."""
     levels = (RAMP_HW / RAMP_HW.max() * 0.9 * full).astype(np.uint16)

@@ -243,36 +243,24 @@ def test_passwords_are_written_nowhere(
 
 
 @pytest.mark.parametrize("storage", ["sqlite:///mine.db", "mine.log"])
-def test_a_storage_is_found_from_any_folder(
+def test_results_are_not_written_over_where_a_shared_study_is_missing(
     storage: str, idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """As where the same command is started in another folder."""
     config, asked = tiny(idx_folder, num_epochs=1), {"optimizer.learning_rate": RATES}
+    workdir = tmp_path / "sweep"
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    before = run(config, tmp_path / "sweep", asked, storage=storage)
+    records = run(config, workdir, asked, storage=storage)
     monkeypatch.chdir(tmp_path / "there")
-    with pytest.raises(UserError, match="holds another sweep"):
-        run(config, tmp_path / "sweep", asked, storage=storage)
-    found = storage.replace("mine", f"{tmp_path}/here/mine")
-    with programs_made() as made:
-        assert run(config, tmp_path / "sweep", asked, storage=found) == before
-    assert made == []
-    assert list(Path.cwd().iterdir()) == []
-
-
-def test_results_are_not_written_over_where_a_shared_study_is_gone(
-    idx_folder: Path, tmp_path: Path
-):
-    config, asked = tiny(idx_folder, num_epochs=1), {"optimizer.learning_rate": RATES}
-    workdir, study = tmp_path / "sweep", tmp_path / "shared.db"
-    records = run(config, workdir, asked, storage=f"sqlite:///{study}")
-    study.rename(tmp_path / "elsewhere.db")
-    with pytest.raises(UserError, match=r"holds results that \S+shared.db does not have: bring"):
-        run(config, workdir, asked, storage=f"sqlite:///{study}")
+    with pytest.raises(UserError, match=f"holds results that --storage {storage} does not have"):
+        run(config, workdir, asked, storage=storage)
     assert written(workdir) == records
-    (tmp_path / "elsewhere.db").replace(study)
-    assert run(config, workdir, asked, storage=f"sqlite:///{study}") == records
+    monkeypatch.chdir(tmp_path / "here")
+    with programs_made() as made:
+        assert run(config, workdir, asked, storage=storage) == records
+    assert made == []
 
 
 def test_a_finished_sweep_is_only_reported(idx_folder: Path, tmp_path: Path):

@@ -59,10 +59,10 @@ class Workdir:
         try:
             if path.exists() and not self.config_file.exists() and strangers(path, _CONFIG):
                 raise UserError(f"--workdir {path} holds other things than a run: choose another")
-            path.resolve().mkdir(parents=True, exist_ok=True)  # behind a link, too
+            folder = path.resolve() if path.is_symlink() else path
+            folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(path)
             if restart and self.config_file.exists():
-                folder = path.resolve() if path.is_symlink() else path
                 self.moved_to = free_name(folder)
                 folder.rename(self.moved_to)
                 self._lock.release()

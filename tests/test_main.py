@@ -627,31 +627,32 @@ def test_fit_flags_of_several_processes(args: tuple[str, ...]):
         pass
 
 
+def passed_on(*args: str) -> mock.Mock:
+    """Stands in for ``train.run``, and has been called by the command."""
+    command, argv = fresh("main"), ["main", *args]
+    with (
+        mock.patch.object(sys, "argv", argv),  # ml_collections looks there
+        mock.patch.object(parallel, "use_every_core"),
+        mock.patch.object(train, "run") as run,
+    ):
+        command._parse(argv)
+        command._train()
+    return run
+
+
 @RECIPE_LOADER
 @pytest.mark.parametrize(("flags", "wanted"), [((), False), (("--tensorboard",), True)])
-def test_tensorboard_is_passed_on(
-    flags: tuple[str, ...], wanted: bool, monkeypatch: pytest.MonkeyPatch
-):
-    command, argv, run = fresh("main"), ["main", *RECIPE, *flags], mock.Mock()
-    monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks there
-    monkeypatch.setattr(train, "run", run)
-    monkeypatch.setattr(parallel, "use_every_core", lambda: None)
-    command._parse(argv)
-    command._train()
+def test_tensorboard_is_passed_on(flags: tuple[str, ...], wanted: bool):
+    run = passed_on(*RECIPE, *flags)
     assert run.call_args.kwargs == {"restart": False, "tensorboard": wanted}
 
 
 @RECIPE_LOADER
-def test_a_recipe_may_compute_with_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_recipe_may_compute_with_numpy(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "import numpy as np\nfrom jaxmnist.config import default_config\n\n\n"
         "def get_config():\n    config = default_config()\n"
         "    config.optimizer.learning_rate = 0.1 * np.sqrt(2)\n    return config\n"
     )
-    command, argv, run = fresh("main"), ["main", f"--config={tmp_path / 'mine.py'}"], mock.Mock()
-    monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(train, "run", run)
-    monkeypatch.setattr(parallel, "use_every_core", lambda: None)
-    command._parse(argv)
-    command._train()
+    run = passed_on(f"--config={tmp_path / 'mine.py'}")
     assert type(run.call_args.args[0].optimizer.learning_rate) is float

@@ -3,21 +3,27 @@
     python benchmarks/held_out.py [--recipes compact_sgd compact] [--draws 12]
 
 The study holds out the same 10,000 images in every run. These runs hold out others each, drawn at
-random, as a script does that calls torch's random_split without a seed. Adds a line a run to
-results/held_out.jsonl, goes on after any interruption, and prints what the file says.
+random, as a script does that calls torch's random_split without a seed; each draw is the same for
+all recipes. Adds a line a run to results/held_out.jsonl, where "seed" is that of the draw and of
+the run; goes on with the next run after an interruption, and prints what the file says.
 """
 
 import argparse
+import itertools
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import study
 import study_report
+from scipy import stats
 
 from jaxmnist import data, published, recipes
+from jaxmnist.errors import OneLineError
 from jaxmnist.runs import train
 from jaxmnist.training import parallel
 
@@ -53,13 +59,46 @@ def sentences(lines: Sequence[study_report.Line]) -> list[str]:
     return found
 
 
+def correlations(
+    lines: Sequence[study_report.Line], fixed: Sequence[study_report.Line]
+) -> list[str]:
+    """How far a draw moves two recipes alike, beside how far a seed alone does.
+
+    Args:
+      lines: of runs whose seed drew their images, too.
+      fixed: of runs that hold out the same images.
+    """
+    found = []
+    of_recipe = {name: study_report.runs(lines, name) for name in published.load_all()}
+    for pair in itertools.combinations(
+        [name for name, own in of_recipe.items() if len(own) > 3], 2
+    ):
+        by_draw, by_seed = (
+            _correlation([study_report.runs(own, name) for name in pair]) for own in (lines, fixed)
+        )
+        found.append(
+            f"{pair[0]} and {pair[1]}, correlation of final epochs: by draw {by_draw}, "
+            f"by seed on the study's images {by_seed}"
+        )
+    return found
+
+
+def _correlation(runs: Sequence[Sequence[study_report.Line]]) -> str:
+    """Of the seeds that both have, with Fisher's 95 % interval."""
+    first, second = ({line["seed"]: line["final_accuracy"] for line in own} for own in runs)
+    both = sorted(first.keys() & second.keys())
+    result: Any = stats.pearsonr([first[seed] for seed in both], [second[seed] for seed in both])
+    low, high = result.confidence_interval(0.95)
+    return f"{result.statistic:.2f} ({low:.2f} to {high:.2f}, n = {len(both)})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Recipes with other images held out.")
     held_out = [name for name in published.load_all() if recipes.load(name).split == "train/val"]
     parser.add_argument(
-        "--recipes", nargs="*", choices=held_out, default=["compact_sgd", "compact"]
+        "--recipes", nargs="+", choices=held_out, default=["compact_sgd", "compact"]
     )
-    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--draws", type=study.count, default=12)
     arguments = parser.parse_args()
     parallel.use_every_core()
     images, _ = data.load("mnist", "train/test")
@@ -76,8 +115,12 @@ def main() -> None:
                 train.run(config, Path(folder) / "run")
                 for line in study.lines_of(recipe, fields, Path(folder) / "run"):
                     study.add(line, RESULTS)
-    print("\n".join(sentences(study_report.read(RESULTS))))
+    lines = study_report.read(RESULTS)
+    print("\n".join(sentences(lines) + correlations(lines, study_report.read(study.RESULTS))))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OneLineError as error:
+        sys.exit(str(error))

@@ -6,7 +6,8 @@
 
 Trains what the file lacks: seeds 0 to N-1 of each recipe, as jaxmnist.main does, some at a time in
 one program; with --peer torch the same recipe in PyTorch, a seed in a process of one thread on each
-core. It goes on after any interruption. Let nothing else run beside it.
+core. It goes on after any interruption; in PyTorch with the seeds that had not ended. Let nothing
+else run beside it.
 
 --report prints the table of the README and draws figures/study.png, out of the file alone. Lines of
 another version of the package, or of a recipe that set other fields, are kept there and not mixed
@@ -32,7 +33,7 @@ import jaxmnist
 from jaxmnist import published, recipes
 from jaxmnist.errors import OneLineError, UserError
 from jaxmnist.networks import target
-from jaxmnist.runs import train
+from jaxmnist.runs import train, workdir
 from jaxmnist.training import parallel
 
 RESULTS = Path(__file__).parent / "results" / "study.jsonl"
@@ -67,10 +68,10 @@ def line(
     }
 
 
-def lines_of(recipe: str, fields: Line, workdir: Path) -> list[Line]:
+def lines_of(recipe: str, fields: Line, run: Path) -> list[Line]:
     """A line a seed of a finished run."""
-    rows = [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
-    params = json.loads((workdir / "summary.json").read_text())["params"]
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    params = json.loads((run / "summary.json").read_text())["params"]
     lines = []
     for seed in sorted({row["seed"] for row in rows}):
         own = [row for row in rows if row["seed"] == seed]
@@ -105,7 +106,7 @@ def blocks(seeds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
         rest = rest[count:]
 
 
-def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
+def study_jaxmnist(names: Sequence[str], seeds: int, folder: Path) -> None:
     parallel.use_every_core()
     # One more seed of each device than fits at once would wait for all the others.
     together = target.current().members * max(2, jax.device_count())
@@ -115,9 +116,9 @@ def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
         for first, count in blocks(missing(recipe, seeds, "jaxmnist", RESULTS), together):
             config.seed, config.num_seeds = first, count
-            folder = workdir / jaxmnist.__version__ / f"{recipe}-{digest}-{first}-{count}"
-            train.run(config.copy_and_resolve_references(), folder)
-            for new in lines_of(recipe, fields, folder):
+            run = folder / jaxmnist.__version__ / f"{recipe}-{digest}-{first}-{count}"
+            train.run(config.copy_and_resolve_references(), run)
+            for new in lines_of(recipe, fields, run):
                 add(new, RESULTS)
 
 
@@ -142,21 +143,35 @@ def study_torch(names: Sequence[str], seeds: int) -> None:
             print(f"{recipe}, seed {seed}: {accuracies[-1]:.2f} %", flush=True)
 
 
+def count(text: str) -> int:
+    """For argparse: how many, at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs: give 1 or more")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Many seeds of each recipe.")
-    names = list(published.load_all())
-    parser.add_argument("--recipes", nargs="*", choices=recipes.names(), default=names)
-    parser.add_argument("--seeds", type=int, default=20)
+    every = list(published.load_all())
+    parser.add_argument("--recipes", nargs="+", choices=recipes.names(), default=every)
+    parser.add_argument("--seeds", type=count, default=20)
     parser.add_argument("--peer", choices=["jaxmnist", "torch"], default="jaxmnist")
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"))
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.report:
         study_report.report(RESULTS)
-    elif arguments.peer == "torch":
-        study_torch(arguments.recipes, arguments.seeds)
-    else:
-        study_jaxmnist(arguments.recipes, arguments.seeds, arguments.workdir)
+        return
+    names = list(dict.fromkeys(arguments.recipes))
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    with workdir.lock(arguments.workdir):  # a second study would train the same seeds
+        if arguments.peer == "torch":
+            study_torch(names, arguments.seeds)
+        else:
+            study_jaxmnist(names, arguments.seeds, arguments.workdir)
+    for recipe in names:
+        there = study_report.runs(study_report.read(RESULTS), recipe, arguments.peer)
+        print(f"{recipe}: {len(there)} seeds are in {RESULTS.name}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from scipy import special
 
 from jaxmnist import published, recipes
 from jaxmnist.config import what_is_trained
+from jaxmnist.errors import UserError
 
 FIGURE = Path(__file__).parent / "figures" / "study.png"
 BAR = 99.40  # percent, that these exercises ask for
@@ -22,10 +23,18 @@ Line = dict[str, Any]
 
 
 def read(file: Path) -> list[Line]:
-    """Every line of the study; [] before the first."""
-    if not file.exists():
-        return []
-    return [json.loads(text) for text in file.read_text().splitlines()]
+    """Every line of the study; [] before the first.
+
+    Raises:
+      UserError: where one was not written to its end.
+    """
+    lines = []
+    for number, text in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise UserError(f"{file}: line {number} is no JSON: delete it") from error
+    return lines
 
 
 def fields(recipe: str) -> Line:
@@ -39,6 +48,9 @@ def runs(lines: Sequence[Line], recipe: str, peer: str = "jaxmnist") -> list[Lin
 
     Args:
       peer: what trained them, jaxmnist or torch.
+
+    Raises:
+      UserError: where a seed is there twice.
     """
     kind = recipe, peer, recipes.load(recipe).num_epochs, fields(recipe)
     found = [
@@ -48,7 +60,13 @@ def runs(lines: Sequence[Line], recipe: str, peer: str = "jaxmnist") -> list[Lin
     def number(line: Line) -> tuple[int, ...]:
         return tuple(map(int, line["version"].split(".")))
 
-    return [one for one in found if number(one) == max(map(number, found))]
+    newest = [one for one in found if number(one) == max(map(number, found))]
+    seeds = [one["seed"] for one in newest]
+    if twice := {seed for seed in seeds if seeds.count(seed) > 1}:
+        raise UserError(
+            f"{recipe}, {peer}: seeds {twice} are there twice: delete their second lines"
+        )
+    return newest
 
 
 def interval(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import study
 import study_report
 
-from jaxmnist import data
+from jaxmnist import data, recipes
 
 
 def test_each_draw_holds_out_others():
@@ -40,9 +40,27 @@ def test_what_is_said(tmp_path: Path):
     ]
 
 
+def test_recipes_that_the_same_draws_move_alike():
+    """Of the seeds that both have; -0.91 to 0.98 is Fisher's interval of 0.4 with four runs."""
+    finals = {"compact_sgd": [1.0, 2.0, 3.0, 4.0, 9.0], "compact": [1.0, 4.0, 2.0, 3.0]}
+    finals["net8k"] = [1.0, 2.0, 3.0]  # too few
+    lines = [
+        study.line(name, study_report.fields(name), seed, 1, [final], 1.0)
+        | {"peer": "jaxmnist", "epochs": recipes.load(name).num_epochs}
+        for name, of_recipe in finals.items()
+        for seed, final in enumerate(of_recipe)
+    ]
+    same = "0.40 (-0.91 to 0.98, n = 4)"
+    assert held_out.correlations(lines, lines) == [
+        f"compact_sgd and compact, correlation of final epochs: by draw {same}, "
+        f"by seed on the study's images {same}"
+    ]
+
+
 def test_the_readme_says_what_the_file_says():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    found = held_out.sentences(study_report.read(held_out.RESULTS))
-    assert len(found) == 2
+    lines, fixed = (study_report.read(file) for file in (held_out.RESULTS, study.RESULTS))
+    found = held_out.sentences(lines) + held_out.correlations(lines, fixed)
+    assert len(found) == 3
     for sentence in found:
         assert f"\n- {sentence}\n" in readme

@@ -1,5 +1,6 @@
 """The study's arithmetic: which lines count, what is missing, means and intervals."""
 
+import argparse
 import ast
 import json
 import re
@@ -85,6 +86,28 @@ def test_the_newest_version_counts():
     assert study_report.runs(lines, "model3", "torch") == []
 
 
+def test_a_seed_that_is_there_twice():
+    lines = [made("model3", seed, [99.0], epochs=15) for seed in (3, 4, 3)]
+    assert len(study_report.runs(lines[:2], "model3")) == 2
+    with pytest.raises(UserError, match=r"model3, jaxmnist: seeds \{3\} are there twice: delete"):
+        study_report.runs(lines, "model3")
+
+
+def test_a_line_that_was_not_written_to_its_end(tmp_path: Path):
+    results = tmp_path / "study.jsonl"
+    study.add(made("model3", 0, [99.0], epochs=15), results)
+    results.write_text(results.read_text() + results.read_text()[:40])
+    with pytest.raises(UserError, match=r"study\.jsonl: line 2 is no JSON: delete it"):
+        study.missing("model3", 1, "jaxmnist", results)
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "many", "1.5", ""])
+def test_a_number_of_runs_that_is_none(text: str):
+    assert study.count("12") == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="is no number of runs: give 1 or more"):
+        study.count(text)
+
+
 def test_intervals_are_those_of_scipy():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(99.4, 0.05, 24).tolist(), rng.normal(99.42, 0.08, 11).tolist()
@@ -102,7 +125,7 @@ def test_peers_and_devices_are_compared():
     lines = [
         made("model3", seed, [final], epochs=15, device=device)
         for device, of_device in finals.items()
-        for seed, final in enumerate(of_device)
+        for seed, final in enumerate(of_device, 10 * len(of_device))
     ]
     assert study_report.comparison(lines[:4]) == []
     lines.append(made("model3", 0, [99.1], epochs=15, peer="torch"))
@@ -127,7 +150,9 @@ def test_what_is_quoted_is_what_the_file_says():
     assert len(runs) == len(lines)
     readme = (ROOT / "README.md").read_text()
     assert study_report.table(lines) in readme
-    for sentence in study_report.comparison(lines):
+    sentences = study_report.comparison(lines)
+    assert len(sentences) == 7
+    for sentence in sentences:
         assert f"\n- {sentence}\n" in readme
     quoted = re.findall(
         r"^\| `(\w+)` \| ([\d,]+) \| (\d.*) % \(n = (\d+), (\w+)\) \|", readme, re.M
@@ -140,9 +165,10 @@ def test_what_is_quoted_is_what_the_file_says():
         accuracy = f"{sample.mean:.3f} ± {sample.sd:.3f}"
         assert found == [f"{own[0]['params']:,}", accuracy, str(sample.size), on]
     for recipe in recipes.names():
-        if sentence := study_report.measured(lines, recipe):
-            module = ast.parse((ROOT / "configs" / f"{recipe}.py").read_text())
-            assert sentence in " ".join((ast.get_docstring(module) or "").split())
+        sentence = study_report.measured(lines, recipe)
+        assert sentence, f"{recipe} has too few runs"
+        module = ast.parse((ROOT / "configs" / f"{recipe}.py").read_text())
+        assert sentence in " ".join((ast.get_docstring(module) or "").split())
 
 
 def test_the_table_and_the_figure(tmp_path: Path, saved_figures: list[Figure]):

@@ -1,6 +1,6 @@
 """lightweight: 19,210 parameters, receptive field 40, no augmentation.
 
-    python -m jaxmnist.main --config configs/lightweight.py
+    python -m jaxmnist.main --config lightweight
 
 55 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published 99.43 % (best epoch);
 measured 99.368 ± 0.048 % (final epoch, n = 44), 99.409 % (best epoch, mean).

@@ -1,6 +1,6 @@
 """net8k: 8,440 parameters, receptive field 48. The write-up names a target, no result.
 
-    python -m jaxmnist.main --config configs/net8k.py
+    python -m jaxmnist.main --config net8k
 
 70 s of training on two cores of an AMD EPYC (Zen 5). Accuracy: published nothing measured,
 target 99.40 %; measured 99.250 ± 0.056 % (final epoch, n = 44), 99.272 % (best epoch, mean).

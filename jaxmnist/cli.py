@@ -12,10 +12,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import ml_collections
 import platformdirs
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -166,85 +164,53 @@ def listed(names: Iterable[str], indent: int) -> str:
     return textwrap.fill(", ".join(names), 100 - indent).replace("\n", "\n" + " " * indent)
 
 
-def define_recipe(flag_values: flags.FlagValues) -> flags.FlagHolder[Any]:
-    """The flag --config, with a flag --config.FIELD for each field of the recipe."""
-    return config_flags.DEFINE_config_file(
-        "config", None, "The recipe: a name or a file.", flag_values=flag_values
-    )
+class Recipe:
+    """The flag --config of a command, with a flag --config.FIELD for each field of the recipe."""
+
+    value: config.Config | None = None
+    """None where the command did not ask for a recipe."""
+    name: str = ""
+    """Of the recipe's file, without folder and suffix."""
+
+    def __init__(self, flag_values: flags.FlagValues):
+        """``flag_values``: the other flags of the command."""
+        self._flag_values = flag_values
+
+    def parse(self, argv: list[str]) -> None:
+        """Parses the command's flags, --config among them.
+
+        Raises:
+          UserError: as ``parse_flags``; and where the recipe is missing, broken or lacks a field.
+        """
+        given, argv = _without_recipe(argv)
+        for argument in argv[1:]:
+            field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+            if field and field[1] not in config.FIELDS:
+                raise UserError(f"config.{field[1]} is unknown{config.did_you_mean(field[1])}")
+        try:
+            recipe = recipes.load(given)
+        except UserError as error:
+            raise UserError(f"--config: {error}") from error
+        flag = config_flags.DEFINE_config_dict(
+            "config", config.normalized(recipe), flag_values=self._flag_values, sys_argv=argv
+        )
+        parse_flags(argv, self._flag_values)
+        self.value, self.name = flag.value, Path(given).stem
 
 
-def recipe_name(flag_values: flags.FlagValues) -> str:
-    """The name of the recipe's file, without folder and suffix."""
-    return Path(config_flags.get_config_filename(flag_values["config"])).stem
-
-
-def parse_with_recipe(argv: list[str], flag_values: flags.FlagValues) -> None:
-    """Parses a command's flags, --config among them.
-
-    Raises:
-      UserError: as ``parse_flags``; and where the recipe is missing, broken or lacks a field.
-    """
-    argv, file = _with_recipe_file(argv)
-    for argument in argv[1:]:
-        field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if field and field[1] not in config.FIELDS:
-            raise UserError(f"config.{field[1]} is unknown{config.did_you_mean(field[1])}")
-    try:
-        parse_flags(argv, flag_values)
-    except UserError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.__cause__:  # held back, see below; a field used it
-            raise _broken_recipe(file, cause.__cause__) from error
-        if "Error whilst parsing config file" not in str(error):
-            raise
-        raise _broken_recipe(file, error) from error
-    except Exception as error:  # the recipe is code: it can raise anything
-        raise _broken_recipe(file, error) from error
-    recipe = flag_values["config"].value
-    try:
-        hasattr(recipe, "keys")  # ml_collections holds an OSError back until the recipe is used
-    except OSError as error:
-        raise _broken_recipe(file, error.__cause__ or error) from error
-    if not isinstance(recipe, ml_collections.ConfigDict):
-        raise UserError(f"--config {file}: get_config() must return a ConfigDict, not {recipe!r}")
-
-
-def _with_recipe_file(argv: list[str]) -> tuple[list[str], str]:
-    """The arguments with a file as the value of --config, and that file.
-
-    It is checked here: ml_collections accepts any and fails later.
-    """
+def _without_recipe(argv: list[str]) -> tuple[str, list[str]]:
+    """The value of --config, and the other arguments."""
     for place, argument in enumerate(argv):
         if flag := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
             given, rest = flag[1], argv[place + 1 :]
             if given is None:
                 given, rest = "".join(rest[:1]), rest[1:]
-            file = os.path.expanduser(given)
-            if ":" in file and os.path.isfile(file):
-                raise UserError(
-                    f"--config {file}: what follows a : would be an argument of the recipe: rename "
-                    "it, or call the command in its folder"
-                )
-            if not os.path.isfile(file.partition(":")[0]):
-                if given not in recipes.names():
-                    raise UserError(
-                        f"--config {given!r} is neither a file nor one of the packaged recipes: "
-                        f"{', '.join(recipes.names())}"
-                    )
-                file = str(recipes.path(given))
             if any(re.match(r"--?config(=|$)", argument) for argument in rest):
                 raise UserError("--config is given twice: name one recipe")
-            return [*argv[:place], f"--config={file}", *rest], file
+            return given, [*argv[:place], *rest]
     raise UserError(
         f"--config is missing: name a recipe's file or one of {', '.join(recipes.names())}"
     )
-
-
-def _broken_recipe(file: str, error: BaseException) -> UserError:
-    while error.__context__:  # ml_collections wraps what the recipe raised in its whole traceback
-        error = error.__context__
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"--config {file}: {reason}: correct the recipe, or name another")
 
 
 def _complain(message: object, exit_code: int) -> int:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import ml_collections
 import numpy as np
+from flax import traverse_util
+from ml_collections import config_dict
 
 from jaxmnist import data, published
 from jaxmnist.errors import UserError
@@ -145,19 +147,14 @@ FIELDS: dict[str, Field] = {
 }
 
 
-_HOW_NOT_WHAT = ("seed", "num_seeds", "mesh.", "checkpoint.")
+HOW = ("mesh.", "checkpoint.")
+"""How the names of fields begin that change nothing of the result."""
 
 
 def default_config() -> Config:
     """A recipe's starting point; the files in configs/ set what differs."""
-    nested: dict[str, Any] = {}
-    for name, field in FIELDS.items():
-        *groups, leaf = name.split(".")
-        parent = nested
-        for group in groups:
-            parent = parent.setdefault(group, {})
-        parent[leaf] = field.default
-    return ml_collections.ConfigDict(nested)
+    defaults = {name: field.default for name, field in FIELDS.items()}
+    return ml_collections.ConfigDict(traverse_util.unflatten_dict(defaults, sep="."))
 
 
 def plain(value: Any) -> Any:
@@ -166,9 +163,17 @@ def plain(value: Any) -> Any:
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """The configuration as one flat dict, ``{'model': …, 'optimizer.name': …}``."""
+    """The configuration as one flat dict, ``{'model': …, 'optimizer.name': …}``.
+
+    Raises:
+      UserError: where a field was left to be filled in (``required_placeholder``).
+    """
     flat = {}
-    for name, value in config.items():
+    for name in config:
+        try:
+            value = config[name]
+        except config_dict.RequiredValueError as error:
+            raise UserError(f"config.{prefix}{name} has no value: set it in the recipe") from error
         if isinstance(value, ml_collections.ConfigDict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
@@ -181,7 +186,7 @@ def what_is_trained(config: Config) -> dict[str, Any]:
     return {
         name: value
         for name, value in flatten(config).items()
-        if not name.startswith(_HOW_NOT_WHAT)
+        if not name.startswith(("seed", "num_seeds", *HOW))
         and (name not in FIELDS or value != FIELDS[name].default)
     }
 

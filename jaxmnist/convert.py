@@ -51,7 +51,7 @@ _USAGE = """Writes a trained network in another format, and turns PyTorch weight
 """
 
 _FLAGS = flags.FlagValues()
-_RECIPE = cli.define_recipe(_FLAGS)
+_RECIPE = cli.Recipe(_FLAGS)
 _FROM = flags.DEFINE_string("from", None, "A trained network.", flag_values=_FLAGS)
 _TO = flags.DEFINE_string("to", None, "A file, or a new run.", flag_values=_FLAGS)
 _CHECKPOINT = flags.DEFINE_string(
@@ -146,7 +146,7 @@ def _path(value: str | None) -> Path:
 
 def _parse(argv: list[str]) -> None:
     if any(re.match(r"--?config\b", argument) for argument in argv[1:]):
-        cli.parse_with_recipe(argv, _FLAGS)
+        _RECIPE.parse(argv)
     else:
         cli.parse_flags(argv, _FLAGS)
     if not (_FROM.value and _TO.value):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+import jaxmnist
 from jaxmnist import cli, config, recipes
 from jaxmnist.errors import UserError
 from jaxmnist.runs import train
@@ -42,7 +43,7 @@ Fields of the configuration with their general defaults (the recipe sets its own
 """
 
 _FLAGS = flags.FlagValues()
-_RECIPE = cli.define_recipe(_FLAGS)
+_RECIPE = cli.Recipe(_FLAGS)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Default: runs/<name of the recipe's file>.", flag_values=_FLAGS
 )
@@ -62,7 +63,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them.", flag_va
 
 
 def _parse(argv: list[str]) -> None:
-    cli.parse_with_recipe(argv, _FLAGS)
+    _RECIPE.parse(argv)
     if _WORKDIR.value == "":
         raise UserError("--workdir is empty: name a folder, or leave it out")
     coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -85,9 +86,14 @@ def _train() -> None:
     if _COORDINATOR.value:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     # os.path answers for any string; pathlib raises on '~nobody'.
-    workdir = os.path.expanduser(_WORKDIR.value or f"runs/{cli.recipe_name(_FLAGS)}")
-    recipe = config.normalized(_RECIPE.value)
-    train.run(recipe, Path(workdir), restart=_RESTART.value, tensorboard=_TENSORBOARD.value)
+    workdir = os.path.expanduser(_WORKDIR.value or f"runs/{_RECIPE.name}")
+    train.run(
+        _RECIPE.value,
+        Path(workdir),
+        restart=_RESTART.value,
+        tensorboard=_TENSORBOARD.value,
+        started=jaxmnist.STARTED,
+    )
 
 
 if __name__ == "__main__":

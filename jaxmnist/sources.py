@@ -189,7 +189,7 @@ def train(
 def _configuration(recipe: Recipe, fields: Mapping[str, Any] | None = None) -> Config:
     """A configuration of its own, with ``fields``, checked."""
     config = recipe if isinstance(recipe, ml_collections.ConfigDict) else recipes.load(recipe)
-    config = normalized(config.copy_and_resolve_references())
+    config = normalized(config)
     for typed, value in (fields or {}).items():
         name = typed.replace("__", ".")
         if name not in FIELDS:

@@ -57,7 +57,7 @@ Fields of the configuration with their general defaults (the recipe sets its own
 """
 
 _FLAGS = flags.FlagValues()
-_RECIPE = cli.define_recipe(_FLAGS)
+_RECIPE = cli.Recipe(_FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write.", flag_values=_FLAGS)
 _TRIALS = flags.DEFINE_integer("trials", None, "How many settings.", flag_values=_FLAGS)
 _SAMPLER = flags.DEFINE_string("sampler", None, "grid, random, qmc or tpe.", flag_values=_FLAGS)
@@ -83,7 +83,7 @@ def _parse(argv: list[str]) -> None:
             _asked[name] = values
         else:
             rest.append(argument)
-    cli.parse_with_recipe(rest, _FLAGS)
+    _RECIPE.parse(rest)
     if not _asked:
         raise UserError("nothing is swept: --sweep.FIELD=a,b,c or --sweep.FIELD=low..high")
     if not _WORKDIR.value:
@@ -103,7 +103,7 @@ def _sweep() -> None:
 
     signals.raise_on_ctrl_c()
     parallel.use_every_core()
-    recipe = config.normalized(_RECIPE.value)
+    recipe: config.Config = _RECIPE.value
     split = recipe.split
     if not any(re.match(r"--?config\.split(=|$)", argument) for argument in _typed):
         recipe.split = "train/val"

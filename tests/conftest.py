@@ -12,6 +12,10 @@ from matplotlib.figure import Figure
 
 from jaxmnist import data
 
+# What tests read through a pipe is compared without the colours that these ask rich for.
+for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(_name, None)
+
 # Many tests run the same programs: compile each once a session, in subprocesses and in the other
 # workers of pytest-xdist as well.
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import config_dict
 
 from jaxmnist.config import (
     FIELDS,
@@ -311,6 +312,16 @@ def test_fields_that_depend_on_each_other(values: dict[str, object], valid: bool
         name = next(iter(values))
         last = {"seed": "num_seeds"}.get(name, name.replace("__", "."))
         assert f"config.{last} is " in message(config)
+
+
+@pytest.mark.parametrize("name", ["num_epochs", "optimizer.momentum"])
+def test_a_field_that_waits_for_its_value_is_named(name: str):
+    config, kind = default_config(), type(FIELDS[name].default)
+    *groups, leaf = name.split(".")
+    (config[groups[0]] if groups else config)[leaf] = config_dict.required_placeholder(kind)
+    assert message(config) == f"config.{name} has no value: set it in the recipe"
+    config.update_from_flattened_dict({name: FIELDS[name].default})
+    validate(config)
 
 
 def test_flatten_round_trip():

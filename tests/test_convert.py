@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import fresh
 from safetensors.torch import load_file
 from saved_runs import make_run, tiny_config, tiny_run
 from torch_reference import TORCH_NETWORKS, TorchNetwork
@@ -402,14 +404,11 @@ def test_an_export_replaces_nothing(suffix: str, tmp_path: Path):
     assert files_below(tmp_path) == before
 
 
-@contextlib.contextmanager
-def parsed(*args: str):
-    """The command's flags, set back afterwards."""
-    try:
-        convert._parse(["convert", *args])
-        yield
-    finally:
-        convert._FLAGS.unparse_flags()
+def parsed(*args: str) -> ModuleType:
+    """The command in this process, after it has read its flags."""
+    command = fresh("convert")
+    command._parse(["convert", *args])
+    return command
 
 
 @pytest.mark.parametrize(
@@ -434,10 +433,9 @@ def parsed(*args: str):
         (("--from=run", "--to=w.pth", "more"), "'more'"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_unfit_flags(args: tuple[str, ...], words: str):
-    with pytest.raises(UserError, match=words) as raised, parsed(*args):
-        pass
+    with pytest.raises(UserError, match=words) as raised:
+        parsed(*args)
     assert "\n" not in str(raised.value)
 
 
@@ -445,14 +443,12 @@ def test_unfit_flags(args: tuple[str, ...], words: str):
 def test_paths_may_look_like_a_flag(name: str):
     """An export needs no --config, whatever its paths are called."""
     paths = (name, "run") if name.endswith(".pth") else ("weights.pth", name)
-    with parsed("--to", paths[0], "--from", paths[1], "--seed", "5"):
-        assert convert._SEED.value == 5
+    assert parsed("--to", paths[0], "--from", paths[1], "--seed", "5")._SEED.value == 5
 
 
 def converted(*args: object) -> None:
     """What the command does, in this process."""
-    with parsed(*map(str, args)):
-        convert._convert()
+    parsed(*map(str, args))._convert()
 
 
 @pytest.mark.parametrize("target", ["run", "again.safetensors", "net.onnx", "net.stablehlo"])
@@ -575,8 +571,9 @@ def test_command_exports_a_packaged_network(outcomes: Mapping[str, Outcome], mat
 
 
 def test_help_names_every_flag():
-    for name in ("config", "from", "to", "checkpoint", "seed"):
+    for name in ("from", "to", "checkpoint", "seed"):
         assert name in convert._FLAGS
+    for name in ("config", "from", "to", "checkpoint", "seed"):
         assert f"--{name}" in convert._USAGE
     for suffix in files.SUFFIXES:
         assert suffix in convert._USAGE

@@ -9,13 +9,14 @@ import importlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from jax.typing import ArrayLike
 
 from jaxmnist.data import SIDE
@@ -132,51 +133,62 @@ def from_state_dict(
     foreign = in_order and not given.keys() & {slot.key for slot in wanted}
     if foreign:
         given = _take_by_order(given, wanted)
-    wrong = [f"{slot.key} is missing" for slot in wanted if slot.key not in given]
-    wrong += [f"{key} is unexpected" for key in given if key not in {s.key for s in wanted}]
-    wrong += [
-        f"{slot.key} has shape {given[slot.key].shape}, not {slot.shape}"
+    _refuse(
+        [*_strangers(given, wanted), *(_wrong(given[s.key], s) for s in wanted if s.key in given)]
+    )
+    whole = {
+        slot.key: given[slot.key].transpose(np.argsort(_torch_axes(len(slot.shape))))
         for slot in wanted
-        if slot.key in given and given[slot.key].shape != slot.shape
-    ]
-    wrong += [
-        f"{slot.key} holds {given[slot.key].dtype}, not floating-point numbers"
-        for slot in wanted
-        if slot.key in given and not jnp.issubdtype(given[slot.key].dtype, jnp.floating)
-    ]
-    wrong += [
-        f"{slot.key} holds NaN or infinity"
-        for slot in wanted
-        if slot.key in given
-        and given[slot.key].shape == slot.shape  # else it may be of any size
-        and not np.isfinite(given[slot.key]).all()
-    ]
-    found = {}
-    if not wrong:
-        for slot in wanted:
-            array = given[slot.key]
-            found[slot.key] = array.transpose(np.argsort(_torch_axes(array.ndim)))
-        first: dict[tuple[int, str], str] = {}
-        pairs = [(slot.key, first.setdefault((slot.owner, slot.leaf), slot.key)) for slot in wanted]
-        wrong = [
-            f"{key} differs from {shared}, which are the same weights"
-            for key, shared in pairs
-            if not np.array_equal(found[key], found[shared])
-        ]
-        wrong += [
-            f"{slot.key} is not the same in all eight orientations"
-            for slot in wanted
-            if not np.array_equal(slot.whole(_trained(found, slot)), found[slot.key])
-        ]
+    }
+    _refuse([*_unequal(whole, wanted), *_not_oriented(whole, wanted)])
+    variables: dict[str, dict[str, dict[str, jax.Array]]] = {"params": {}, "batch_stats": {}}
+    for slot in wanted:
+        leaves = variables[slot.collection].setdefault(f"layers_{slot.owner}", {})
+        leaves[slot.leaf] = jnp.asarray(_trained(whole, slot))
+    return variables["params"], variables["batch_stats"], foreign
+
+
+def _refuse(reasons: Sequence[str | None]) -> None:
+    """Raises a ``UserError`` that lists what is wrong, where anything is."""
+    wrong = [reason for reason in reasons if reason]
     if len(wrong) > 8:
         wrong = [*wrong[:8], f"and {len(wrong) - 8} more"]
     if wrong:
         raise UserError("; ".join(wrong))
-    variables: dict[str, dict[str, dict[str, jax.Array]]] = {"params": {}, "batch_stats": {}}
-    for slot in wanted:
-        leaves = variables[slot.collection].setdefault(f"layers_{slot.owner}", {})
-        leaves[slot.leaf] = jnp.asarray(_trained(found, slot))
-    return variables["params"], variables["batch_stats"], foreign
+
+
+def _strangers(given: StateDict, wanted: Sequence[Slot]) -> list[str]:
+    names = {slot.key for slot in wanted}
+    missing = [f"{slot.key} is missing" for slot in wanted if slot.key not in given]
+    return missing + [f"{key} is unexpected" for key in given if key not in names]
+
+
+def _wrong(array: np.ndarray, slot: Slot) -> str | None:
+    """What is wrong with a tensor by itself."""
+    if array.shape != slot.shape:  # and may be of any size
+        return f"{slot.key} has shape {array.shape}, not {slot.shape}"
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return f"{slot.key} holds {array.dtype}, not floating-point numbers"
+    return None if np.isfinite(array).all() else f"{slot.key} holds NaN or infinity"
+
+
+def _unequal(whole: StateDict, wanted: Sequence[Slot]) -> list[str]:
+    """Of a layer that comes several times the tensors that differ from its first ones."""
+    first: dict[tuple[int, str], str] = {}
+    pairs = [(slot.key, first.setdefault((slot.owner, slot.leaf), slot.key)) for slot in wanted]
+    return [
+        f"{key} differs from {shared}, which are the same weights"
+        for key, shared in pairs
+        if not np.array_equal(whole[key], whole[shared])
+    ]
+
+
+def _not_oriented(whole: StateDict, wanted: Sequence[Slot]) -> list[str]:
+    return [
+        f"{slot.key} is not the same in all eight orientations"
+        for slot in wanted
+        if not np.array_equal(slot.whole(_trained(whole, slot)), whole[slot.key])
+    ]
 
 
 def _trained(found: Mapping[str, np.ndarray], slot: Slot) -> np.ndarray:
@@ -207,9 +219,8 @@ def read(file: Path) -> StateDict:
 
 
 def _read_safetensors(file: Path) -> StateDict:
-    safetensors = _import("safetensors.numpy", file)
     try:
-        content = safetensors.load_file(file)
+        content = safetensors.numpy.load_file(file)
     except Exception as error:  # the file can be anything
         raise _unreadable(file, error) from error
     return {
@@ -226,7 +237,6 @@ def read_metadata(file: Path) -> dict[str, str]:
     """
     if file.suffix != ".safetensors":
         return {}
-    safetensors = _import("safetensors", file)
     try:
         with safetensors.safe_open(file, framework="numpy") as content:
             return content.metadata() or {}
@@ -235,7 +245,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def _read_torch(file: Path) -> StateDict:
-    torch = _import("torch", file)
+    torch = _torch(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats
@@ -273,18 +283,17 @@ def content(file: Path, state_dict: StateDict, metadata: Mapping[str, str]) -> b
     Only safetensors has a place for ``metadata``: a .pth file holds the ``state_dict`` alone.
     """
     if file.suffix == ".safetensors":
-        return _import("safetensors.numpy", file).save(dict(state_dict), dict(metadata))
-    torch = _import("torch", file)
+        return safetensors.numpy.save(dict(state_dict), dict(metadata))
+    torch = _torch(file)
     stream = io.BytesIO()
     torch.save({key: torch.tensor(array) for key, array in state_dict.items()}, stream)
     return stream.getvalue()
 
 
-def _import(module: str, file: Path) -> Any:
+def _torch(file: Path) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("torch")
     except ImportError as error:
-        package = module.partition(".")[0]
         raise UserError(
-            f"{file} needs {package}: install {package}, or use another of {', '.join(SUFFIXES)}"
+            f"{file} needs torch: install torch, or use another of {', '.join(SUFFIXES)}"
         ) from error

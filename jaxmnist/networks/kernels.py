@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 
+from jaxmnist.errors import UserError
 from jaxmnist.networks import target
 
 # Chosen on an H200, out of a few that were timed for layers of the recipes.
@@ -127,7 +128,10 @@ def _over_networks(
         result = jax.eval_shape(function, *(a[:1] for a in arrays))
         largest = max(result.size, *(a[0].size for a in arrays))
         if largest > _INDEX_LIMIT:
-            raise ValueError(f"{largest:,} elements are too many for one kernel, 2³¹-1 at most")
+            raise UserError(
+                f"a network has an array of {largest:,} elements, and a kernel can count 2³¹-1: "
+                "take a smaller config.batch_size, or fewer maps"
+            )
         return _INDEX_LIMIT // largest
 
     @custom_vmap

@@ -39,7 +39,7 @@ class Target(NamedTuple):
     bfloat16_products: bool
     """Whether the backend multiplies bfloat16 matrices with sums in float32, of every shape."""
     kernels: Kernels
-    """Whether convolutions are kernels of our own."""
+    """Whether convolutions are kernels of our own, and how these run."""
     chunk_steps: int
     """Training steps in one program: a fraction of a second, and batches that fit into memory."""
     members: int

@@ -135,7 +135,8 @@ class Checkpoints:
                 # Renamed first: half a folder would look like a damaged checkpoint.
                 unwanted = self._folder / f"{step}{_UNWANTED}"
                 (self._folder / str(step)).rename(unwanted)
-                shutil.rmtree(unwanted)
+                # What stays, like a file on NFS that somebody reads, goes at the next start.
+                shutil.rmtree(unwanted, ignore_errors=True)
 
     def restore(self, step: int, abstract_states: TrainState) -> TrainState:
         """The states after ``step`` steps, shaped and placed as ``abstract_states``.
@@ -180,6 +181,8 @@ def _readable(path: Path) -> Iterator[None]:
         # Of a KeyboardInterrupt Orbax makes other exceptions, or waits for ever.
         with signals.held_back():
             yield
+    except jax.errors.JaxRuntimeError:
+        raise  # a device without memory, not the checkpoint
     except Exception as error:  # Orbax fails with whatever lies below
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}): it may come from another version of "

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-Path = str | os.PathLike[str]
+File = str | os.PathLike[str]
 Rows = Sequence[Mapping[str, float]]
 
 # Okabe and Ito's blue and vermilion stay apart in every common colour blindness.
@@ -25,7 +25,7 @@ ERROR_FLOOR = 0.01
 ACCURACY_TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.7, 99.8, 99.9, 99.95, 99.98, 100)
 
 
-def learning_curves(path: Path, rows: Rows, published: Rows | None = None, title: str = "") -> None:
+def learning_curves(path: File, rows: Rows, published: Rows | None = None, title: str = "") -> None:
     """Accuracy and loss against the epoch; several seeds give the mean and the min–max band.
 
     The accuracy axis is logarithmic in the error rate, so 99.2 % and 99.5 % stay apart although
@@ -57,7 +57,7 @@ def learning_curves(path: Path, rows: Rows, published: Rows | None = None, title
 
 
 def schedule(
-    path: Path,
+    path: File,
     learning_rate_T: ArrayLike,
     momentum_T: ArrayLike,
     steps_per_epoch: int,
@@ -85,7 +85,7 @@ def schedule(
 
 
 def confusion_matrix(
-    path: Path, labels_N: ArrayLike, predictions_N: ArrayLike, title: str = ""
+    path: File, labels_N: ArrayLike, predictions_N: ArrayLike, title: str = ""
 ) -> None:
     """Counts per true and predicted class, with every class's accuracy and error rate beside.
 
@@ -124,7 +124,7 @@ def confusion_matrix(
 
 
 def misclassified(
-    path: Path,
+    path: File,
     images_NHW: ArrayLike,
     labels_N: ArrayLike,
     predictions_N: ArrayLike,
@@ -226,7 +226,7 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure: Figure, path: Path, *headline: str) -> None:
+def save(figure: Figure, path: File, *headline: str) -> None:
     """Writes the PNG with a headline above all, whatever characters are in it."""
     text = ": ".join(filter(None, headline))  # in which folders' names may be no text
     figure.suptitle(text.encode(errors="replace").decode(), parse_math=False)

@@ -1,6 +1,8 @@
 """A whole run: data, compilation, epochs, files, plots."""
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxmnist
 from jaxmnist import data, published
-from jaxmnist.config import Config, architecture, validate
+from jaxmnist.config import Config, architecture, flatten, validate
 from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models
-from jaxmnist.runs import fit, report
+from jaxmnist.runs import fit, report, scores
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
 from jaxmnist.runs.tensorboard import EventFiles
-from jaxmnist.runs.workdir import Row, Workdir, spread, storage_errors
+from jaxmnist.runs.workdir import Row, Workdir, storage_errors
 from jaxmnist.training import hosts
 from jaxmnist.training.programs import Programs
 
@@ -30,6 +31,7 @@ def run(
     restart: bool = False,
     tensorboard: bool = False,
     keep: bool = True,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Trains what ``config`` describes and leaves everything in ``workdir``.
 
@@ -42,6 +44,7 @@ def run(
       restart: start over, after moving what is in the workdir aside.
       tensorboard: also write tensorboard/, for TensorBoard.
       keep: whether the workdir stays; one that does not is not named.
+      started: when what leads here began, by ``time.perf_counter``; default: now.
 
     Returns:
       The contents of summary.json.
@@ -53,8 +56,10 @@ def run(
       StorageError: when the disk fails or is full; earlier checkpoints are still there.
       Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
     """
+    started = started or time.perf_counter()
     validate(config)
-    train_data, eval_data = hosts.on_each(lambda: data.load(config.dataset, config.split))
+    _refuse_differences(config)
+    train_data, eval_data = _load(config)
     cohort = Cohort.of([config], len(train_data))
     mesh = cohort.mesh()
     layers = analyze.summarize(models.build(architecture(config)))
@@ -76,10 +81,9 @@ def run(
         report.say(report.run_header(config, layers, mesh, len(train_data), len(eval_data)))
 
         programs = cohort.programs(mesh, train_data, eval_data)
-        since_start = time.perf_counter() - jaxmnist.STARTED
         report.say(
-            f"ready to train {since_start:.1f} s after the start, of which compilation took "
-            f"{programs.compile_seconds:.1f} s\n"
+            f"ready to train {time.perf_counter() - started:.1f} s after the start, of which "
+            f"compilation took {programs.compile_seconds:.1f} s\n"
         )
 
         stage = _go_on(config, cohort, programs, files, checkpoints, events)
@@ -97,6 +101,38 @@ def run(
         if keep:
             report.say(f"everything is in {files.path}")
         return summary
+
+
+def _refuse_differences(config: Config) -> None:
+    """All processes of a run must have the same configuration.
+
+    JAX would not notice: rates and seeds are data of a program, and each process has its own.
+    """
+    first, own = json.loads(hosts.of_first(json.dumps(flatten(config)))), flatten(config)
+
+    def compare() -> None:
+        for name, value in own.items():
+            if value != first[name]:
+                raise UserError(
+                    f"config.{name} is {first[name]!r} in the first process of the run and "
+                    f"{value!r} in another: start all of them with the same settings"
+                )
+
+    hosts.on_each(compare)
+
+
+def _load(config: Config) -> tuple[data.Dataset, data.Dataset]:
+    """The data sets, the same in all processes."""
+    datasets = hosts.on_each(lambda: data.load(config.dataset, config.split))
+    if jax.process_count() > 1:
+        arrays = [array for part in datasets for array in (part.images_NHW, part.labels_N)]
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        if hosts.largest(hosts.of_first(digest) != digest):
+            raise UserError(
+                f"config.dataset is {config.dataset!r}, where not all processes of the run find "
+                "the same images: give them the same files"
+            )
+    return datasets
 
 
 def _announce(config: Config, files: Workdir, checkpoints: Checkpoints) -> None:
@@ -176,7 +212,6 @@ def _summarize(
     compile_seconds: float,
 ) -> dict[str, Any]:
     seeds = range(config.seed, config.seed + config.num_seeds)
-    accuracies = [[row["eval_accuracy"] for row in rows if row["seed"] == seed] for seed in seeds]
     one_seed = [row for row in rows if row["seed"] == config.seed]
     train_seconds = sum(row["seconds"] for row in one_seed)
     images = sum(row["seconds"] * row["images_per_second"] for row in one_seed)
@@ -186,8 +221,7 @@ def _summarize(
         "receptive_field": layers[-1].receptive_field,
         "num_seeds": config.num_seeds,
         "num_epochs": config.num_epochs,
-        "final_accuracy": spread([per_epoch[-1] for per_epoch in accuracies]),
-        "best_accuracy": spread([max(per_epoch) for per_epoch in accuracies]),
+        **scores.of_seeds(rows, seeds),
         "compile_seconds": compile_seconds,
         "train_seconds": train_seconds,
         "images_per_second": images / train_seconds,

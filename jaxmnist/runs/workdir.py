@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
-from scipy import special  # scipy.stats would take half a second to import
 
-from jaxmnist.config import Config, flatten, from_json, validate
+from jaxmnist.config import HOW, Config, flatten, from_json, validate
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.training import hosts, optim
 
@@ -102,7 +100,7 @@ class Workdir:
             for name in sorted(
                 there.keys() | here.keys(), key=lambda name: (name not in there, name)
             )
-            if there.get(name) != here.get(name) and not name.startswith(("checkpoint.", "mesh."))
+            if there.get(name) != here.get(name) and not name.startswith(HOW)
         }
         if "num_epochs" in differing:
             if optim.spans_all_epochs(config.schedule.name):
@@ -204,23 +202,6 @@ def _read_config(file: Path, remedy: str) -> Config:
         return from_json(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a run's configuration: {remedy}") from error
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean, sample standard deviation, extremes, half-width of the mean's 95 % t-interval.
-
-    ``sd`` and ``ci95`` are None for a single value, which says nothing about them.
-    """
-    several = len(values) > 1
-    sd = float(np.std(values, ddof=1)) if several else None
-    ci95 = float(special.stdtrit(len(values) - 1, 0.975) * sd / len(values) ** 0.5) if sd else sd
-    return {
-        "mean": float(np.mean(values)),
-        "sd": sd,
-        "min": float(np.min(values)),
-        "max": float(np.max(values)),
-        "ci95": ci95,
-    }
 
 
 def free_name(path: Path) -> Path:

@@ -13,10 +13,10 @@ from rich.text import Text
 from jaxmnist.runs import report
 
 _SHOWN = 10
-Record = Mapping[str, Any]
+Result = Mapping[str, Any]
 
 
-def went_through(record: Record, num_epochs: int) -> bool:
+def went_through(record: Result, num_epochs: int) -> bool:
     """Whether a trial was trained to its end; ``num_epochs`` are those of the recipe."""
     return record["epochs"] == record["settings"].get("num_epochs", num_epochs)
 
@@ -24,7 +24,7 @@ def went_through(record: Record, num_epochs: int) -> bool:
 def best_first(records: Iterable[dict[str, Any]], num_epochs: int) -> list[dict[str, Any]]:
     """Those that were not stopped come first, or went further, or are right more often."""
 
-    def merit(record: Record) -> tuple[bool, float, float, int]:
+    def merit(record: Result) -> tuple[bool, float, float, int]:
         whole = went_through(record, num_epochs)
         further = 0 if whole else -record["epochs"]
         return not whole, further, -record["final_accuracy"]["mean"], record["trial"]
@@ -32,7 +32,7 @@ def best_first(records: Iterable[dict[str, Any]], num_epochs: int) -> list[dict[
     return sorted(records, key=merit)
 
 
-def accuracy_text(record: Record) -> str:
+def accuracy_text(record: Result) -> str:
     """'99.31 ± 0.04 %', without the spread where there is one seed."""
     found = record["final_accuracy"]
     spread = "" if found["sd"] is None else f" ± {found['sd']:.2f}"
@@ -96,7 +96,7 @@ class Board:
             f"accuracy {accuracy:.2f} %, {rate:,.0f} images/s"
         )
 
-    def finished(self, record: Record, records: Sequence[dict[str, Any]]) -> None:
+    def finished(self, record: Result, records: Sequence[dict[str, Any]]) -> None:
         """A trial has come to its end; ``records`` are all there are."""
         self._records = records
         whole = went_through(record, self._num_epochs)

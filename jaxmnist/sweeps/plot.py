@@ -15,10 +15,10 @@ from jaxmnist.sweeps.space import Choices, Range, Space
 _COLUMNS = 3
 _GREY = "#9a9a9a"
 _BESIDE = 0.12  # equal choices lie beside each other by up to this
-Record = Mapping[str, Any]
+Result = Mapping[str, Any]
 
 
-def draw(path: Path, records: Sequence[Record], space: Space, num_epochs: int, title: str) -> None:
+def draw(path: Path, records: Sequence[Result], space: Space, num_epochs: int, title: str) -> None:
     """One panel a field: a dot a trial with the 95 % interval of its mean; for two, a map too.
 
     Args:
@@ -51,11 +51,11 @@ def draw(path: Path, records: Sequence[Record], space: Space, num_epochs: int, t
 
 def _panel(
     axes: Axes,
-    records: Sequence[Record],
+    records: Sequence[Result],
     space: Space,
     field: str,
-    best: Record,
-    whole: Sequence[Record],
+    best: Result,
+    whole: Sequence[Result],
 ) -> None:
     place = _axis(axes, "x", records, space, field)
     for record in sorted(records, key=lambda record: record["epochs"]):
@@ -72,8 +72,8 @@ def _panel(
 
 
 def _axis(
-    axes: Axes, name: str, records: Sequence[Record], space: Space, field: str
-) -> Callable[[Record], float]:
+    axes: Axes, name: str, records: Sequence[Result], space: Space, field: str
+) -> Callable[[Result], float]:
     """Prepares the axis ``name`` for a field; says where a record lies along it."""
     label, dimension = field, space.dimensions.get(field)
     if isinstance(dimension, Range):
@@ -81,7 +81,7 @@ def _axis(
             getattr(axes, f"set_{name}scale")("log")
             getattr(axes, f"{name}axis").set_major_formatter("{x:g}")
 
-        def place(record: Record) -> float:
+        def place(record: Result) -> float:
             return record["settings"][field]
     elif isinstance(dimension, Choices):
         values = list(dimension.values)
@@ -89,13 +89,13 @@ def _axis(
         getattr(axes, f"set_{name}lim")(-0.5, len(values) - 0.5)
         count = max(record["trial"] for record in records) + 1
 
-        def place(record: Record) -> float:
+        def place(record: Result) -> float:
             beside = _BESIDE * (2 * record["trial"] / count - 1)
             return values.index(record["settings"][field]) + beside
     else:  # networks, hardly two of which are equal
         label = f"parameters ({field})"
 
-        def place(record: Record) -> float:
+        def place(record: Result) -> float:
             return record["params"]
 
     getattr(axes, f"set_{name}label")(label)
@@ -106,7 +106,7 @@ def _text(value: bool | float | str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _map(figure: Figure, axes: Axes, records: Sequence[Record], space: Space) -> None:
+def _map(figure: Figure, axes: Axes, records: Sequence[Result], space: Space) -> None:
     """Both fields at once, the accuracy as colour; the better ones lie on top."""
     ordered = sorted(records, key=lambda record: record["final_accuracy"]["mean"])
     places = (

@@ -16,10 +16,10 @@ from jaxmnist import data
 from jaxmnist.config import Config, architecture, validate
 from jaxmnist.errors import UserError
 from jaxmnist.networks import analyze, models, target
-from jaxmnist.runs import assemble, fit
+from jaxmnist.runs import assemble, fit, scores
 from jaxmnist.runs.checkpoint import Checkpoints
 from jaxmnist.runs.cohort import Cohort
-from jaxmnist.runs.workdir import Row, spread
+from jaxmnist.runs.workdir import Row
 from jaxmnist.sweeps.board import Board
 from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.outcomes import Outcome, gathered
@@ -74,7 +74,8 @@ class Rounds:
     ):
         """``leave`` gets all results whenever there is another one."""
         if options.halving and not config.mesh.data:
-            # Members that are left alone must not have their batches split: that would round anew.
+            # Members that are left alone must not have their batches split: that would round anew,
+            # as the kernels for GPUs do, whose sums are cut otherwise for one network.
             config = configured(config, {"mesh.data": 1})
         self._config, self._space, self._order, self._options = config, order.space, order, options
         self._files, self._search, self._board = files, search, board
@@ -265,14 +266,12 @@ class Rounds:
         params, receptive_field = _size(config)
         rows = outcome.rows
         seeds = range(config.seed, config.seed + config.num_seeds)
-        accuracies = [[row["eval_accuracy"] for row in rows if row["seed"] == s] for s in seeds]
         record = {
             "trial": trial.number,
             "settings": self._space.settings(trial.values),
             "params": params,
             "receptive_field": receptive_field,
-            "final_accuracy": spread([per_epoch[-1] for per_epoch in accuracies]),
-            "best_accuracy": spread([max(per_epoch) for per_epoch in accuracies]),
+            **scores.of_seeds(rows, seeds),
             "epochs": rows[-1]["epoch"],
             "seconds": outcome.seconds,
         }

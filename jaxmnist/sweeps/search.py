@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from jaxmnist.sweeps import liveness
 from jaxmnist.sweeps.space import Choices, Dimension, Space, Value
-from jaxmnist.sweeps.storage import opened, storage_errors
+from jaxmnist.sweeps.storage import database_errors, opened
 
 SAMPLERS = ("grid", "random", "qmc", "tpe")
 _POLL = 2.0
@@ -70,7 +70,7 @@ class Search:
         self._ids: dict[int, int] = {}
         self._in_vain: set[int] = set()  # trials whose values were waited for
         self._storage, self._study, self._told = opened(storage, name)
-        with storage_errors():
+        with database_errors():
             self._study.sampler = self._sampler()
             self._clear_up()
             self.beat()
@@ -171,7 +171,7 @@ class Search:
 
     def mine(self) -> list[Trial]:
         """What this worker has asked for and not told yet."""
-        with storage_errors():
+        with database_errors():
             return [
                 Trial(trial.number, dict(trial.params))
                 for trial in self._trials()
@@ -180,7 +180,7 @@ class Search:
 
     def still_wanted(self, trial: Trial) -> bool:
         """Whether the study knows it, and has not given it to another worker."""
-        with storage_errors():
+        with database_errors():
             known = next((t for t in self._live() if t.number == trial.number), None)
             return known is not None and known.params == trial.values and self._is_mine(known)
 
@@ -188,7 +188,7 @@ class Search:
         """Up to ``count`` further trials; fewer where no more are wanted or there are none."""
         asked: list[Trial] = []
         repeats = 0
-        with storage_errors():
+        with database_errors():
             while len(asked) < count and repeats < _MOST_REPEATS:
                 live = self._live()
                 waiting = any(trial.state == TrialState.WAITING for trial in live)
@@ -234,7 +234,7 @@ class Search:
 
     def report(self, number: int, epoch: int, accuracy: float) -> None:
         """Notes the accuracy (percent) of a trial after ``epoch``."""
-        with storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with database_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             trial = self._trial(number)
             if not trial.state.is_finished() and epoch not in trial.intermediate_values:
                 optuna.trial.Trial(self._study, trial._trial_id).report(accuracy, epoch)
@@ -247,7 +247,7 @@ class Search:
         Returns:
           Whether it was told.
         """
-        with storage_errors():
+        with database_errors():
             trial = self._trial(number)
             if trial.state.is_finished():
                 return False
@@ -264,14 +264,14 @@ class Search:
 
     def refuse(self, number: int, reason: str) -> None:
         """Ends a trial that is not to be trained; another one takes its place."""
-        with storage_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with database_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             trial = optuna.trial.Trial(self._study, self._trial(number)._trial_id)
             trial.set_user_attr(_REFUSED, reason)
             self._end(number)
 
     def refused(self) -> list[str]:
         """Why trials were refused, one by one."""
-        with storage_errors():
+        with database_errors():
             return [
                 trial.user_attrs[_REFUSED]
                 for trial in self._trials()
@@ -280,7 +280,7 @@ class Search:
 
     def records(self) -> list[dict[str, Any]]:
         """What was told of each finished trial, by number."""
-        with storage_errors():
+        with database_errors():
             return [
                 json.loads(trial.user_attrs[_RECORD])
                 for trial in self._live()
@@ -290,12 +290,12 @@ class Search:
     def beat(self) -> None:
         """Says that this worker lives; to be done every now and then."""
         if self._shared:
-            with storage_errors():
+            with database_errors():
                 self._study.set_user_attr(f"alive:{self._worker}", liveness.sign())
 
     def others_train(self) -> bool:
         """Whether another worker has a trial that it has not told yet."""
-        with storage_errors():
+        with database_errors():
             return bool(self._others(self._live()))
 
     def _others(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -312,7 +312,7 @@ class Search:
         """
         watch = liveness.Watch()
         while True:
-            with storage_errors():
+            with database_errors():
                 live = self._live()
                 if any(trial.state == TrialState.WAITING for trial in live):
                     return True

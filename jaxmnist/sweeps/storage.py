@@ -111,7 +111,7 @@ def _take_turns(engine: sqlalchemy.Engine) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors() -> Iterator[None]:
+def database_errors() -> Iterator[None]:
     """Turns what the study's storage refuses into a ``StorageError``."""
     try:
         yield

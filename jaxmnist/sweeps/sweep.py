@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxmnist import data
-from jaxmnist.config import Config, flatten
+from jaxmnist.config import HOW, Config, flatten
 from jaxmnist.errors import UserError
 from jaxmnist.runs import report
 from jaxmnist.runs.workdir import storage_errors
@@ -22,6 +22,7 @@ from jaxmnist.sweeps.rounds import Options, Rounds, check, rungs_of
 from jaxmnist.sweeps.search import SAMPLERS, Order, Search
 from jaxmnist.sweeps.space import Choices, Space, Value, configured
 from jaxmnist.sweeps.storage import without_password
+from jaxmnist.training import optim
 
 _MOST_TRIALS = 10_000
 
@@ -55,6 +56,7 @@ def run(
       StorageError: when the disk fails or is full.
       Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
     """
+    _refuse_idle_fields(config, space)
     order = _order(config, space, options)
     train_data, eval_data = data.load(config.dataset, config.split)
     _check_points(config, space, order, options, len(train_data))
@@ -98,6 +100,20 @@ def run(
             report.say(f"{len(reasons)} settings were refused; the last: {reasons[-1]}")
         report.say(f"everything is in {files.path}")
         return records
+
+
+def _refuse_idle_fields(config: Config, space: Space) -> None:
+    """Raises a ``UserError`` where something is swept that no trial would depend on."""
+    swept = space.dimensions.get("schedule.name")
+    schedules = swept.values if isinstance(swept, Choices) else (config.schedule.name,)
+    for field in space.asked:
+        if not any(optim.uses(str(name), field) for name in schedules):
+            own = " has its own, schedule.base_momentum and schedule.max_momentum"
+            other = " does not use it: set another --config.schedule.name"
+            raise UserError(
+                f"--sweep.{field} changes nothing: the schedule {schedules[0]!r}"
+                f"{own if field == 'optimizer.momentum' else other}"
+            )
 
 
 def _order(config: Config, space: Space, options: Options) -> Order:
@@ -177,7 +193,7 @@ def _description(config: Config, space: Space, order: Order, options: Options) -
     fixed = {
         f"config.{field}": value
         for field, value in flatten(config).items()
-        if field not in space.asked and not field.startswith(("mesh.", "checkpoint."))
+        if field not in space.asked and not field.startswith(HOW)
     }
     varied = {f"--sweep.{field}": text for field, text in space.asked.items()}
     how = {"--sampler": order.sampler, "--halving": options.halving}

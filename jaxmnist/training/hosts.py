@@ -99,6 +99,16 @@ def largest(value: int) -> int:
     return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
+def of_first(text: str) -> str:
+    """The first process's ``text``, in all of them."""
+    if jax.process_count() == 1:
+        return text
+    content = text.encode()
+    padded = content.ljust(largest(len(content)), b"\0")
+    first = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+    return np.asarray(first, np.uint8).tobytes().rstrip(b"\0").decode()
+
+
 def fetch(tree: Any) -> Any:
     """The arrays of ``tree``, wherever their parts lie, whole and in host memory."""
     if jax.process_count() == 1:

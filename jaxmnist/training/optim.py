@@ -49,6 +49,24 @@ def _onecycle_wave(total_steps: int, pct_start: float, low: float, high: float, 
     return np.array([value(step) for step in range(total_steps + 1)])
 
 
+_OF_ONE_SCHEDULE = {
+    "schedule.step_size": "step",
+    "schedule.gamma": "step",
+    "schedule.pct_start": "onecycle",
+    "schedule.div_factor": "onecycle",
+    "schedule.final_div_factor": "onecycle",
+    "schedule.base_momentum": "onecycle",
+    "schedule.max_momentum": "onecycle",
+}
+
+
+def uses(name: str, field: str) -> bool:
+    """Whether the schedule called ``name`` depends on a field of the configuration."""
+    if field == "optimizer.momentum":
+        return name != "onecycle"
+    return _OF_ONE_SCHEDULE.get(field, name) == name
+
+
 def spans_all_epochs(name: str) -> bool:
     """Whether the schedule depends on ``num_epochs``, so that more epochs make it another one."""
     return name in ("cosine", "onecycle")

@@ -419,6 +419,34 @@ def test_full_disk_at_the_record_leaves_the_older_ones(two: Path, monkeypatch: p
         assert "(record.json is missing)" in checkpoints.damaged[0]
 
 
+def test_an_old_one_that_cannot_be_removed_goes_at_the_next_start(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As where somebody has a file of it open, on NFS: the new one has been written."""
+
+    def busy(*_, **__):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr("shutil.os.rmdir", busy)
+    with opened(two, keep=1) as checkpoints:
+        checkpoints.save(30, at_step(30), record_of(3, 120.0))
+        assert checkpoints.steps() == [30]
+    assert sorted(path.name for path in two.iterdir()) == ["10.removing", "20.removing", "30"]
+    monkeypatch.undo()
+    with opened(two, keep=1) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.damaged) == ([30], [])
+    assert [path.name for path in two.iterdir()] == ["30"]
+
+
+def test_a_device_without_memory_damns_no_checkpoint(two: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", full)
+    with opened(two) as checkpoints, pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"):
+        checkpoints.restore(20, abstract(at_step(0)))
+
+
 @pytest.mark.parametrize("names", ["v", "vw", ""])
 def test_other_states_are_refused(two: Path, names: str):
     params = {name: jax.ShapeDtypeStruct((1, 2), jnp.float32) for name in names}

@@ -10,9 +10,8 @@ import pytest
 
 from jaxmnist.config import default_config
 from jaxmnist.networks import analyze, models
-from jaxmnist.runs import assemble, report
+from jaxmnist.runs import assemble, report, scores
 from jaxmnist.runs.checkpoint import PartialEpoch, Record
-from jaxmnist.runs.workdir import spread
 from jaxmnist.training import parallel
 from jaxmnist.training.programs import Programs, Segment
 
@@ -96,8 +95,8 @@ def summary(accuracies: Sequence[float], best: Sequence[float]) -> dict[str, Any
         "receptive_field": 42,
         "num_seeds": len(accuracies),
         "num_epochs": 15,
-        "final_accuracy": spread(accuracies),
-        "best_accuracy": spread(best),
+        "final_accuracy": scores.summary(accuracies),
+        "best_accuracy": scores.summary(best),
         "compile_seconds": 6.75,
         "train_seconds": 81.04,
         "images_per_second": 11105.6,

@@ -1,9 +1,8 @@
-"""The files of a run: what is taken up, refused, moved aside, written; and the statistics."""
+"""The files of a run: what is taken up, refused, moved aside, written."""
 
 import contextlib
 import errno
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from workdirs import files_below
 
 from jaxmnist.config import Config, default_config, flatten
 from jaxmnist.errors import StorageError, UserError
-from jaxmnist.runs.workdir import Workdir, spread, storage_errors
+from jaxmnist.runs import scores
+from jaxmnist.runs.workdir import Workdir, storage_errors
 
 
 @pytest.fixture
@@ -354,8 +354,8 @@ def test_run_from_the_start_has_no_metrics(folder: Path, before: str):
 def test_summary_is_json(folder: Path):
     files = made(folder, default_config())
     assert files.read_summary() is None
-    files.write_summary({"model": "model3", "final_accuracy": spread([99.0])})
-    files.write_summary({"model": "model1", "final_accuracy": spread([98.5])})
+    files.write_summary({"model": "model3", "final_accuracy": scores.summary([99.0])})
+    files.write_summary({"model": "model1", "final_accuracy": scores.summary([98.5])})
     expected = {
         "model": "model1",
         "final_accuracy": {"mean": 98.5, "sd": None, "min": 98.5, "max": 98.5, "ci95": None},
@@ -398,36 +398,6 @@ def test_full_disk_is_told(folder: Path, name: str, write: Callable[[Workdir], o
     with pytest.raises(StorageError, match=rf"{folder}/\S+: No space left on device"):
         write(files)
     assert files.read_summary() is None
-
-
-def test_spread_by_hand():
-    # Deviations -2, -1, 3: sum of squares 14, variance 7; t quantile 0.975 with 2 degrees 4.302653.
-    assert spread([1.0, 2.0, 6.0]) == {
-        "mean": pytest.approx(3.0, abs=1e-12),
-        "sd": pytest.approx(math.sqrt(7), abs=1e-12),
-        "min": 1.0,
-        "max": 6.0,
-        "ci95": pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6),
-    }
-
-
-def test_spread_of_two():
-    result = spread([1.0, 2.0])
-    assert result["sd"] == pytest.approx(math.sqrt(0.5), abs=1e-12)
-    assert result["ci95"] == pytest.approx(12.706205 / 2, rel=1e-6)
-
-
-def test_spread_of_one_knows_no_deviation():
-    assert spread([99.5]) == {"mean": 99.5, "sd": None, "min": 99.5, "max": 99.5, "ci95": None}
-
-
-def test_spread_of_equal_values_is_zero():
-    assert spread([98.0] * 4) == {"mean": 98.0, "sd": 0.0, "min": 98.0, "max": 98.0, "ci95": 0.0}
-
-
-def test_spread_is_plain_json():
-    assert json.loads(json.dumps(spread([1, 2, 3])))["mean"] == 2.0
-    assert all(type(value) is float for value in spread([1, 2, 3]).values())
 
 
 def test_config_json_holds_every_field(folder: Path):

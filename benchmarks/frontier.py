@@ -187,10 +187,10 @@ def draw(lines: Sequence[Line], file: Path) -> None:
     ]
     claims = [(params, accuracy) for params, accuracy in claims if accuracy]
     params, accuracies = np.array(claims).T
-    axes.plot(
+    axes.errorbar(  # whose legend comes in the order of the calls
         params,
         100 - accuracies,
-        "D",
+        fmt="D",
         color=_VERMILION,
         mfc="none",
         ms=6,
@@ -213,8 +213,9 @@ def draw(lines: Sequence[Line], file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         frameon=False,
-        loc="lower center",
-        title="means of final epochs on the test set, bars their 95 % intervals",
+        loc="lower left",
+        alignment="left",
+        title="on the test set, means of final epochs and their 95 % intervals:",
     )
     figure.savefig(file, dpi=130, format="png")
 

@@ -111,8 +111,9 @@ def test_table_and_figure(
         "published recipes, trained by us": {7784: 0.6},
         "published recipes, trained by us, on held-out images": {18472: 0.5},
     }
-    assert list(drawn) == list(expected)
-    for label, bar in drawn.items():
+    assert list(drawn) == [*expected, "as others publish it, mostly the best of one run"]
+    for label in expected:
+        bar = drawn[label]
         means = dict(bar.lines[0].get_xydata().tolist())
         assert means == pytest.approx(expected[label])
         for segment, (params, mean) in zip(

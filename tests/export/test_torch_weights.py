@@ -355,17 +355,11 @@ def test_metadata_of_other_files_is_refused(name: str, bad_files: Mapping[str, P
         torch_weights.read_metadata(bad_files[name])
 
 
-@pytest.mark.parametrize(
-    ("library", "suffix"), [("torch", ".pth"), ("safetensors.numpy", ".safetensors")]
-)
-def test_library_that_is_not_installed(
-    library: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    given, file = arrays(), save(tmp_path / f"weights{suffix}", tensors())
-    monkeypatch.setitem(sys.modules, library, None)
-    remedy = f"install {library.partition('.')[0]}"
-    with pytest.raises(UserError, match=remedy):
+def test_torch_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given, file = arrays(), save(tmp_path / "weights.pth", tensors())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="install torch"):
         torch_weights.read(file)
-    with pytest.raises(UserError, match=remedy):
-        torch_weights.content(tmp_path / f"new{suffix}", given, {})
+    with pytest.raises(UserError, match="install torch"):
+        torch_weights.content(tmp_path / "new.pth", given, {})
     assert list(tmp_path.iterdir()) == [file]

@@ -150,13 +150,20 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues, others: bool = F
     for argument in argv:
         if len(argument) > _LONGEST_ARGUMENT:
             raise UserError(f"argument {argument[:40]!r}… is too long: see --help")
-    try:
+    with _flag_errors():
         rest = flag_values(argv)
-    except (flags.Error, OSError, UnicodeError) as error:
-        raise UserError(f"{' '.join(str(error).split())}: see --help") from error
     if len(rest) > 1 and not others:
         raise UserError(f"unexpected argument {rest[1]!r}: see --help")
     return rest[1:]
+
+
+@contextlib.contextmanager
+def _flag_errors() -> Iterator[None]:
+    """Turns what absl says of flags into a ``UserError``."""
+    try:
+        yield
+    except (flags.Error, OSError, ValueError) as error:
+        raise UserError(f"{' '.join(str(error).split())}: see --help") from error
 
 
 def listed(names: Iterable[str], indent: int) -> str:
@@ -182,6 +189,8 @@ class Recipe:
         Raises:
           UserError: as ``parse_flags``; and where the recipe is missing, broken or lacks a field.
         """
+        with _flag_errors():  # absl would read --flagfile=… later, when it has been checked
+            argv = self._flag_values.read_flags_from_files(argv, force_gnu=False)
         given, argv = _without_recipe(argv)
         for argument in argv[1:]:
             field = re.match(r"--?(?:no)?config\.([^=]*)", argument)

@@ -129,6 +129,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*RECIPE, "--config.learning_rate=3"),
         ("config.learning_rate", "config.optimizer.learning_rate"),
     ),
+    "no and a value": ((*RECIPE, "--norestart=true"), ("--norestart=true", "see --help")),
+    "no and a field's value": (
+        (*RECIPE, "--noconfig.drop_remainder=true"),
+        ("--noconfig.drop_remainder=true does not take an argument: see --help",),
+    ),
+    "missing file of flags": ((*RECIPE, "--flagfile=nowhere"), ("'nowhere': see --help",)),
     "ill-typed": ((*RECIPE, "--config.num_epochs=1.5"), ("config.num_epochs", "1.5", "int")),
     "group": ((*RECIPE, "--config.optimizer=3"), ("config.optimizer",)),
     "no such data": ((*RECIPE, "--config.dataset=nowhere"), ("dataset", "'nowhere'")),

@@ -52,6 +52,8 @@ def test_fields_go_with_a_name(recipe_of):
     """Before it or after it."""
     found = recipe_of("--config.seed=3", "--config", "net8k", "--config.num_epochs", "2")
     assert (found.recipe, found.seed, found.num_epochs) == ("net8k", 3, 2)
+    Path("flags").write_text("--config=net8k\n--config.seed=4\n")
+    assert recipe_of("--flagfile=flags").seed == 4
     assert recipe_of("--config=net8k", "--noconfig.drop_remainder").drop_remainder is False
     assert recipe_of("--config=net8k", "--config.drop_remainder").drop_remainder is True
 

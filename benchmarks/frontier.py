@@ -14,6 +14,7 @@ reach on the test set is trained by study.py; those whose name ends in _long may
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from study_report import Sample
 import jaxmnist
 from jaxmnist import published, recipes
 from jaxmnist.config import FIELDS
+from jaxmnist.errors import OneLineError
 from jaxmnist.runs.workdir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -266,4 +268,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OneLineError as error:
+        sys.exit(str(error))

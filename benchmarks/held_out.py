@@ -102,7 +102,8 @@ def main() -> None:
     arguments = parser.parse_args()
     parallel.use_every_core()
     images, _ = data.load("mnist", "train/test")
-    for recipe in arguments.recipes:
+    lock = study.alone(RESULTS)
+    for recipe in dict.fromkeys(arguments.recipes):
         fields = study_report.fields(recipe)
         for draw in study.missing(recipe, arguments.draws, "jaxmnist", RESULTS):
             config = recipes.load(recipe)
@@ -115,6 +116,7 @@ def main() -> None:
                 train.run(config, Path(folder) / "run")
                 for line in study.lines_of(recipe, fields, Path(folder) / "run"):
                     study.add(line, RESULTS)
+    lock.release()
     lines = study_report.read(RESULTS)
     print("\n".join(sentences(lines) + correlations(lines, study_report.read(study.RESULTS))))
 

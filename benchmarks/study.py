@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import study_report
 from machine import hardware
@@ -33,7 +34,7 @@ import jaxmnist
 from jaxmnist import published, recipes
 from jaxmnist.errors import OneLineError, UserError
 from jaxmnist.networks import target
-from jaxmnist.runs import train, workdir
+from jaxmnist.runs import train
 from jaxmnist.training import parallel
 
 RESULTS = Path(__file__).parent / "results" / "study.jsonl"
@@ -87,6 +88,20 @@ def add(new: Line, results: Path) -> None:
         file.write(json.dumps(new) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def alone(results: Path) -> filelock.BaseFileLock:
+    """Keeps a second process from training what this one is going to add; until it is released.
+
+    Raises:
+      UserError: where one is at it.
+    """
+    lock = filelock.FileLock(results.with_suffix(".lock"), blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"{results.name} is being added to by another process") from error
+    return lock
 
 
 def missing(recipe: str, seeds: int, peer: str, results: Path) -> list[int]:
@@ -163,12 +178,12 @@ def main() -> None:
         study_report.report(RESULTS)
         return
     names = list(dict.fromkeys(arguments.recipes))
-    arguments.workdir.mkdir(parents=True, exist_ok=True)
-    with workdir.lock(arguments.workdir):  # a second study would train the same seeds
-        if arguments.peer == "torch":
-            study_torch(names, arguments.seeds)
-        else:
-            study_jaxmnist(names, arguments.seeds, arguments.workdir)
+    lock = alone(RESULTS)
+    if arguments.peer == "torch":
+        study_torch(names, arguments.seeds)
+    else:
+        study_jaxmnist(names, arguments.seeds, arguments.workdir)
+    lock.release()
     for recipe in names:
         there = study_report.runs(study_report.read(RESULTS), recipe, arguments.peer)
         print(f"{recipe}: {len(there)} seeds are in {RESULTS.name}")

@@ -54,7 +54,8 @@ def run(
             print(usage, flush=True)
             sys.exit(0)
         logging.set_verbosity(logging.FATAL)  # libraries log at length what one line says better
-        parse(argv)
+        with _flag_errors():
+            parse(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))  # --flagfile=…
         return argv
 
     def main(_: list[str]) -> None:
@@ -189,8 +190,6 @@ class Recipe:
         Raises:
           UserError: as ``parse_flags``; and where the recipe is missing, broken or lacks a field.
         """
-        with _flag_errors():  # absl would read --flagfile=… later, when it has been checked
-            argv = self._flag_values.read_flags_from_files(argv, force_gnu=False)
         given, argv = _without_recipe(argv)
         for argument in argv[1:]:
             field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
@@ -200,11 +199,17 @@ class Recipe:
             recipe = recipes.load(given)
         except UserError as error:
             raise UserError(f"--config: {error}") from error
-        flag = config_flags.DEFINE_config_dict(
-            "config", config.normalized(recipe), flag_values=self._flag_values, sys_argv=argv
-        )
-        parse_flags(argv, self._flag_values)
-        self.value, self.name = flag.value, Path(given).stem
+        flag_values = self._flag_values
+        with _flag_errors():  # of the fields' own types: a recipe may say 1 for 1.0, or nothing yet
+            config_flags.DEFINE_config_dict(
+                "config", config.default_config(), flag_values=flag_values, sys_argv=argv
+            )
+        parse_flags(argv, flag_values)
+        overrides = config_flags.get_override_values(flag_values["config"])
+        # A field may refer to another. Where one is missing, `normalized` says so.
+        with contextlib.suppress(KeyError), recipe.unlocked(), recipe.ignore_type():
+            recipe.update_from_flattened_dict(overrides)
+        self.value, self.name = config.normalized(recipe), Path(given).stem
 
 
 def _without_recipe(argv: list[str]) -> tuple[str, list[str]]:

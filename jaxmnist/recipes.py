@@ -5,6 +5,7 @@ They lie in configs/ of a checkout, which the wheel carries as jaxmnist/configs.
 
 import importlib.util
 import os
+import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import ml_collections
 
 from jaxmnist.errors import UserError
+
+_MODULE = "jaxmnist_recipe"
 
 
 def _folder() -> Path:
@@ -44,9 +47,10 @@ def load(recipe: str | os.PathLike[str]) -> Any:
     file = given if os.path.isfile(given) else path(given)
     try:
         spec: Any = importlib.util.spec_from_loader(
-            "recipe", SourceFileLoader("recipe", os.fspath(file))
+            _MODULE, SourceFileLoader(_MODULE, os.fspath(file))
         )
         module = importlib.util.module_from_spec(spec)
+        sys.modules[_MODULE] = module  # where dataclasses look
         spec.loader.exec_module(module)
         config = module.get_config()
     except Exception as error:  # the recipe is code: it can raise anything

@@ -145,7 +145,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "another run": ((*RECIPE, "--workdir=WORKDIRS/other"), ("config.seed is 5", "--restart")),
 }
 # One of each kind, in processes of their own: a flag, a recipe, data, a workdir.
-REFUSED_TO_A_PROCESS = ("unknown field", "recipe raises", "no such data", "another run")
+REFUSED_TO_A_PROCESS = (
+    "unknown field",
+    "recipe raises",
+    "no such data",
+    "another run",
+)
 
 OTHER_RUN = '{"seed": 5}'
 
@@ -207,6 +212,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     for name, text in BAD_RECIPES.items():
         (recipes / f"{name}.py").write_text(text)
     (recipes / "late_ctrl_c.py").write_text(LATE_CTRL_C)
+    (recipes / "flags").write_text("--config=compact_tiny\n--config.num_epochs=0\n")
     (recipes / "disguised_ctrl_c.py").write_text(DISGUISED_CTRL_C)
     (workdirs / "other").mkdir()
     (workdirs / "other" / "config.json").write_text(OTHER_RUN)
@@ -223,6 +229,7 @@ def outcome(
     commands = {name: REFUSED[name][0] for name in REFUSED_TO_A_PROCESS}
     commands["refusal 2>&-"] = REFUSED["no such data"][0]
     commands["help >&-"] = ("--help",)
+    commands["file of flags"] = ("--flagfile=RECIPES/flags",)
     one_epoch = (*quick, "--config.num_epochs=1")
     commands[f"run {BOTH_CLOSED}"] = one_epoch
     commands["success"] = (*quick, "--config.num_epochs=2", "--config.num_seeds=2")
@@ -292,6 +299,12 @@ def test_refused(
         assert word in message
     assert capsys.readouterr().out == ""
     assert files_below(tmp_path) == {}
+
+
+def test_a_file_may_hold_the_flags(outcome: GetOutcome):
+    done = outcome("file of flags")
+    assert done.exit_code == 2
+    assert done.stderr == "error: config.num_epochs is 0: it must be from 1 to 10000\n"
 
 
 def test_refused_workdirs_are_untouched(outcome: GetOutcome, material: Mapping[str, Path]):

@@ -52,10 +52,33 @@ def test_fields_go_with_a_name(recipe_of):
     """Before it or after it."""
     found = recipe_of("--config.seed=3", "--config", "net8k", "--config.num_epochs", "2")
     assert (found.recipe, found.seed, found.num_epochs) == ("net8k", 3, 2)
-    Path("flags").write_text("--config=net8k\n--config.seed=4\n")
-    assert recipe_of("--flagfile=flags").seed == 4
     assert recipe_of("--config=net8k", "--noconfig.drop_remainder").drop_remainder is False
     assert recipe_of("--config=net8k", "--config.drop_remainder").drop_remainder is True
+
+
+def test_fields_are_set_before_the_recipe_is_checked(recipe_of):
+    """Those that refer to others follow, and those that lack a value get one."""
+    Path("mine.py").write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from ml_collections import config_dict\n"
+        "from jaxmnist.config import default_config\n\n\n"
+        "@dataclasses.dataclass\nclass Mine:\n    factor: float = 0.5\n\n\n"
+        "def get_config():\n    config = default_config()\n"
+        "    config.num_epochs = 0\n"
+        "    config.schedule.step_size = config.get_ref('num_epochs') // 3\n"
+        "    config.optimizer.learning_rate = config_dict.required_placeholder(float)\n"
+        "    config.schedule.gamma = Mine().factor\n"
+        "    return config\n"
+    )
+    rate = "--config.optimizer.learning_rate=0.3"
+    found = recipe_of("--config=mine.py", "--config.num_epochs=30", rate)
+    assert (found.num_epochs, found.schedule.step_size, found.schedule.gamma) == (30, 10, 0.5)
+    assert found.optimizer.learning_rate == 0.3
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate has no value"):
+        recipe_of("--config=mine.py", "--config.num_epochs=30")
+    with pytest.raises(UserError, match="num_epochs is 0"):
+        recipe_of("--config=mine.py", rate)
 
 
 def test_a_file_goes_before_a_packaged_recipe_of_that_name(recipe_of):

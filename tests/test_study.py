@@ -101,6 +101,15 @@ def test_a_line_that_was_not_written_to_its_end(tmp_path: Path):
         study.missing("model3", 1, "jaxmnist", results)
 
 
+def test_two_studies_at_once(tmp_path: Path):
+    results = tmp_path / "study.jsonl"
+    lock = study.alone(results)
+    with pytest.raises(UserError, match=r"study\.jsonl is being added to by another process"):
+        study.alone(results)
+    lock.release()
+    study.alone(results).release()
+
+
 @pytest.mark.parametrize("text", ["0", "-5", "many", "1.5", ""])
 def test_a_number_of_runs_that_is_none(text: str):
     assert study.count("12") == 12

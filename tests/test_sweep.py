@@ -60,11 +60,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "momentum of a schedule that has its own": (
         ("--config=model3", "--workdir=out", "--sweep.optimizer.momentum=0.8,0.9"),
-        "--sweep.optimizer.momentum changes nothing: the schedule 'onecycle' has its own, schedule",
+        "--sweep.optimizer.momentum changes nothing with schedule.name=onecycle: onecycle has its",
     ),
     "field of another schedule": (
-        (*RECIPE, "--sweep.schedule.gamma=0.5,0.6", "--config.schedule.name=cosine"),
-        "--sweep.schedule.gamma changes nothing: the schedule 'cosine' does not use it: set",
+        (*RECIPE, "--sweep.schedule.gamma=0.5,0.6", "--sweep.schedule.name=constant,cosine"),
+        "--sweep.schedule.gamma changes nothing with schedule.name=constant,cosine: it belongs to",
     ),
     "file": ((RECIPE[0], RATES, "--workdir=FILE"), "--workdir"),
     "below a file": ((RECIPE[0], RATES, "--workdir=FILE/x"), "--workdir"),

@@ -135,7 +135,7 @@ class Checkpoints:
                 # Renamed first: half a folder would look like a damaged checkpoint.
                 unwanted = self._folder / f"{step}{_UNWANTED}"
                 (self._folder / str(step)).rename(unwanted)
-                # What stays, like a file on NFS that somebody reads, goes at the next start.
+                # What stays, like a file on NFS that somebody reads, goes at a later start.
                 shutil.rmtree(unwanted, ignore_errors=True)
 
     def restore(self, step: int, abstract_states: TrainState) -> TrainState:
@@ -237,7 +237,9 @@ def _tidy(folder: Path) -> tuple[dict[int, Record], list[str]]:
     records, damaged = _read_records(folder)
     try:
         for path in _inside(folder):
-            if path.name.endswith(_UNWANTED) or ".orbax-checkpoint-tmp" in path.name:
+            if path.name.endswith(_UNWANTED):
+                shutil.rmtree(path, ignore_errors=True)
+            elif ".orbax-checkpoint-tmp" in path.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif _is_number(path.name) and (why := damaged.get(int(path.name))):
                 aside = free_name(path.with_name(f"{path.name}.damaged"))

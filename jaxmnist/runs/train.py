@@ -57,7 +57,7 @@ def run(
       Stopped: after Ctrl-C or SIGTERM during the training, once everything is saved.
     """
     started = started or time.perf_counter()
-    validate(config)
+    hosts.on_each(lambda: validate(config))
     _refuse_differences(config)
     train_data, eval_data = _load(config)
     cohort = Cohort.of([config], len(train_data))

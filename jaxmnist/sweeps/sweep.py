@@ -108,11 +108,12 @@ def _refuse_idle_fields(config: Config, space: Space) -> None:
     schedules = swept.values if isinstance(swept, Choices) else (config.schedule.name,)
     for field in space.asked:
         if not any(optim.uses(str(name), field) for name in schedules):
-            own = " has its own, schedule.base_momentum and schedule.max_momentum"
-            other = " does not use it: set another --config.schedule.name"
+            reason = "it belongs to another schedule"
+            if field == "optimizer.momentum":
+                reason = "onecycle has its own, schedule.base_momentum and schedule.max_momentum"
             raise UserError(
-                f"--sweep.{field} changes nothing: the schedule {schedules[0]!r}"
-                f"{own if field == 'optimizer.momentum' else other}"
+                f"--sweep.{field} changes nothing with schedule.name="
+                f"{','.join(map(str, schedules))}: {reason}"
             )
 
 

@@ -431,6 +431,8 @@ def test_an_old_one_that_cannot_be_removed_goes_at_the_next_start(
     with opened(two, keep=1) as checkpoints:
         checkpoints.save(30, at_step(30), record_of(3, 120.0))
         assert checkpoints.steps() == [30]
+    with opened(two, keep=1) as checkpoints:  # still busy
+        assert (checkpoints.steps(), checkpoints.damaged) == ([30], [])
     assert sorted(path.name for path in two.iterdir()) == ["10.removing", "20.removing", "30"]
     monkeypatch.undo()
     with opened(two, keep=1) as checkpoints:

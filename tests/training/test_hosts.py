@@ -242,17 +242,31 @@ def test_data_that_one_process_lacks_ends_all(tmp_path: Path, idx_folder: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_different_settings_are_refused(tmp_path: Path, idx_folder: Path):
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (
+            "--config.optimizer.learning_rate=0.3",
+            "config.optimizer.learning_rate is 0.0001 in the first process of the run and 0.3 in "
+            "another: start all of them with the same settings",
+        ),
+        pytest.param(
+            "--config.network.head=maps",
+            "config.network.head is 'maps': compact_tiny has its own layers, set "
+            "config.model=blocks",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_different_settings_are_refused(
+    tmp_path: Path, idx_folder: Path, second: str, expected: str
+):
     """Which JAX would not notice: a learning rate is data of its program."""
-    args, second = command(idx_folder, tmp_path / "run"), ("--config.optimizer.learning_rate=0.3",)
-    with two_processes(args, second=second) as processes:
+    args = command(idx_folder, tmp_path / "run")
+    with two_processes(args, second=(second,)) as processes:
         results = outputs(processes)
     for code, _, complaint in results:
-        assert code == 2
-        assert complaint == (
-            "error: config.optimizer.learning_rate is 0.0001 in the first process of the run and "
-            "0.3 in another: start all of them with the same settings\n"
-        )
+        assert (code, complaint) == (2, f"error: {expected}\n")
     assert not (tmp_path / "run").exists()
 
 

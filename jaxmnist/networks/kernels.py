@@ -5,25 +5,22 @@ written out, multiplied, and the products added up. Matrix units would gain noth
 16 wide where layers have 7 or 10 channels, and float32 takes them three products. On an H200, 64
 networks of model3 train in half the time that they take out of XLA's operations.
 
-Of many networks one comes after the other, so that what neighbouring programs share is still in the
-cache; the rule that ``vmap`` has for kernels would begin with a program of each network.
+Of many networks (S) one comes after the other, so that what neighbouring programs share is still in
+the cache. ``gpu_conv`` makes of these functions one that is differentiated and mapped.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 
-from jaxmnist.errors import UserError
 from jaxmnist.networks import target
 
 # Chosen on an H200, out of a few that were timed for layers of the recipes.
@@ -33,127 +30,6 @@ OUTPUTS = 8  # channels of the result that a program takes at once
 PIXELS = 4  # of one row that it takes at once
 GRADIENTS = 96  # weights whose gradients a program takes at once, at most
 ROWS = 2  # of the result that it adds up
-
-_INDEX_LIMIT = 2**31 - 1  # elements that int32 can count
-
-
-class _Sizes(NamedTuple):
-    """Those of a convolution of S networks."""
-
-    networks: int
-    height: int
-    width: int
-    inputs: int
-    outputs: int
-    kernel: tuple[int, int]
-    padding: tuple[int, int]
-    images: int
-
-    @property
-    def out_height(self) -> int:
-        return self.height + 2 * self.padding[0] - self.kernel[0] + 1
-
-    @property
-    def out_width(self) -> int:
-        return self.width + 2 * self.padding[1] - self.kernel[1] + 1
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def conv2d(
-    x_HCWN: jax.Array, kernel_HWIO: jax.Array, bias_O: jax.Array | None, padding: int
-) -> jax.Array:
-    """As ``ops.conv2d``, for dtypes of up to 32 bits; sums are float32."""
-    return _forward(x_HCWN, kernel_HWIO, bias_O, padding)[0]
-
-
-def _forward(x_HCWN, kernel_HWIO, bias_O, padding):
-    y_HOWN = _convolution(x_HCWN, kernel_HWIO, bias_O, (padding, padding))
-    return y_HOWN, (x_HCWN, kernel_HWIO, bias_O)
-
-
-def _backward(padding, residuals, dy_HOWN):
-    x_HCWN, kernel_HWIO, bias_O = residuals
-    kh, kw, _, _ = kernel_HWIO.shape
-    turned_HWOI = kernel_HWIO[::-1, ::-1].swapaxes(2, 3)
-    dx_HCWN = _convolution(dy_HOWN, turned_HWOI, None, (kh - 1 - padding, kw - 1 - padding))
-    dkernel_HWIO = _gradient(x_HCWN, dy_HOWN, (padding, padding)).astype(kernel_HWIO.dtype)
-    if bias_O is None:
-        return dx_HCWN, dkernel_HWIO, None
-    dbias_O = dy_HOWN.astype(jnp.float32).sum((0, 2, 3)).astype(bias_O.dtype)
-    return dx_HCWN, dkernel_HWIO, dbias_O
-
-
-conv2d.defvjp(_forward, _backward)
-
-
-def _convolution(
-    x_HCWN: jax.Array, kernel_HWIO: jax.Array, bias_O: jax.Array | None, padding: tuple[int, int]
-) -> jax.Array:
-    """With the padding of H and that of W."""
-
-    def of_all(x_SHCWN: jax.Array, kernel_SHWIO: jax.Array, *bias_SO: jax.Array) -> jax.Array:
-        networks, height, inputs, width, images = x_SHCWN.shape
-        _, kh, kw, _, outputs = kernel_SHWIO.shape
-        sizes = _Sizes(networks, height, width, inputs, outputs, (kh, kw), padding, images)
-        return _convolve_all(sizes, x_SHCWN, kernel_SHWIO, *bias_SO)
-
-    bias = () if bias_O is None else (bias_O,)
-    return _over_networks(of_all)(x_HCWN, kernel_HWIO, *bias)
-
-
-def _gradient(x_HCWN: jax.Array, dy_HOWN: jax.Array, padding: tuple[int, int]) -> jax.Array:
-    """That of the kernel: float32 (kh, kw, I, O)."""
-
-    def of_all(x_SHCWN: jax.Array, dy_SHOWN: jax.Array) -> jax.Array:
-        networks, height, inputs, width, images = x_SHCWN.shape
-        _, out_height, outputs, out_width, _ = dy_SHOWN.shape
-        kernel = height + 2 * padding[0] - out_height + 1, width + 2 * padding[1] - out_width + 1
-        sizes = _Sizes(networks, height, width, inputs, outputs, kernel, padding, images)
-        return _gradients_of_all(sizes, x_SHCWN, dy_SHOWN)
-
-    return _over_networks(of_all, lambda parts: parts.sum(1))(x_HCWN, dy_HOWN)
-
-
-def _over_networks(
-    function: Callable[..., jax.Array],
-    finish: Callable[[jax.Array], jax.Array] = lambda result: result,
-) -> Callable[..., jax.Array]:
-    """Makes of a function of S networks that of one, which ``vmap`` makes that of S again.
-
-    ``finish`` makes of its result one that has S alone to do with the number of networks.
-    """
-
-    def fitting(*arrays: jax.Array) -> int:
-        """The networks whose arrays, inside and out, have no more elements than int32 can count."""
-        result = jax.eval_shape(function, *(a[:1] for a in arrays))
-        largest = max(result.size, *(a[0].size for a in arrays))
-        if largest > _INDEX_LIMIT:
-            raise UserError(
-                f"a network has an array of {largest:,} elements, and a kernel can count 2³¹-1: "
-                "take a smaller config.batch_size, or fewer maps"
-            )
-        return _INDEX_LIMIT // largest
-
-    @custom_vmap
-    def of_one(*arrays: jax.Array) -> jax.Array:
-        every = [a[None] for a in arrays]
-        fitting(*every)
-        return finish(function(*every))[0]
-
-    @of_one.def_vmap
-    def of_many(size: int, mapped: Any, *arrays: jax.Array) -> tuple[jax.Array, bool]:
-        every = [
-            a if own else jnp.broadcast_to(a[None], (size, *a.shape))
-            for a, own in zip(arrays, mapped, strict=True)
-        ]
-        most = fitting(*every)
-        parts = [
-            finish(function(*(a[first : first + most] for a in every)))
-            for first in range(0, size, most)
-        ]
-        return (parts[0] if len(parts) == 1 else jnp.concatenate(parts)), True
-
-    return of_one
 
 
 def _run(
@@ -186,12 +62,17 @@ def _digits(number: jax.Array, *counts: int) -> list[jax.Array]:
     return [*digits, number]
 
 
-def _convolve_all(
-    sizes: _Sizes, x_SHCWN: jax.Array, kernel_SHWIO: jax.Array, *bias_SO: jax.Array
+def convolve(
+    padding: tuple[int, int], x_SHCWN: jax.Array, kernel_SHWIO: jax.Array, *bias_SO: jax.Array
 ) -> jax.Array:
-    """A program has some neighbouring pixels and channels of the result, of some images."""
-    networks, height, width, inputs, outputs, (kh, kw), padding, images = sizes
-    out_height, out_width = sizes.out_height, sizes.out_width
+    """Of each network, with the padding of H and that of W: (S, H, O, W, N) in the dtype of x.
+
+    A program has some neighbouring pixels and channels of the result, of some images.
+    """
+    networks, height, inputs, width, images = x_SHCWN.shape
+    _, kh, kw, _, outputs = kernel_SHWIO.shape
+    out_height = height + 2 * padding[0] - kh + 1
+    out_width = width + 2 * padding[1] - kw + 1
     groups = pl.cdiv(outputs, OUTPUTS)
     group_size = pl.cdiv(outputs, groups)
     pixels = min(PIXELS, out_width)
@@ -267,14 +148,18 @@ def _channels(inputs: int, outputs: int, taps: int) -> tuple[int, int]:
     return min(choices)[1:]
 
 
-def _gradients_of_all(sizes: _Sizes, x_SHCWN: jax.Array, dy_SHOWN: jax.Array) -> jax.Array:
-    """A program has some of the weights, over some rows of the result and a warp of images.
+def gradients(padding: tuple[int, int], x_SHCWN: jax.Array, dy_SHOWN: jax.Array) -> jax.Array:
+    """Those of each network's kernel, in parts.
+
+    A program has some of the weights, over some rows of the result and a warp of images.
 
     Returns:
       float32 (S, parts, kh, kw, I, O): the gradients are the sums of the parts.
     """
-    networks, height, width, inputs, outputs, (kh, kw), padding, images = sizes
-    out_height, out_width = sizes.out_height, sizes.out_width
+    networks, height, inputs, width, images = x_SHCWN.shape
+    _, out_height, outputs, out_width, _ = dy_SHOWN.shape
+    kh = height + 2 * padding[0] - out_height + 1
+    kw = width + 2 * padding[1] - out_width + 1
     # Of the image itself there is so little to read that a program takes all rows of the kernel.
     taps = kh if inputs == 1 else 1
     some_inputs, some_outputs = _channels(inputs, outputs, taps * kw)

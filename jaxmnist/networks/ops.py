@@ -105,9 +105,9 @@ def conv2d(
     if padding >= len(kernel_HWIO):
         raise ValueError(f"padding {padding} must be smaller than the kernel, {len(kernel_HWIO)}")
     if target.current().kernels is not Kernels.NONE and x_HCWN.dtype != jnp.float64:
-        from jaxmnist.networks import kernels  # takes a while, and a CPU does without
+        from jaxmnist.networks import gpu_conv  # takes a while, and a CPU does without
 
-        return kernels.conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
+        return gpu_conv.conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
     return _conv2d(x_HCWN, kernel_HWIO, bias_O, padding)
 
 

@@ -14,7 +14,6 @@ reach on the test set is trained by study.py; those whose name ends in _long may
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ from study_report import Sample
 import jaxmnist
 from jaxmnist import published, recipes
 from jaxmnist.config import FIELDS
-from jaxmnist.errors import OneLineError
 from jaxmnist.runs.workdir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -268,7 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OneLineError as error:
-        sys.exit(str(error))
+    study_report.tell_in_one_line(main)

@@ -10,7 +10,6 @@ the run; goes on with the next run after an interruption, and prints what the fi
 
 import argparse
 import itertools
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ import study_report
 from scipy import stats
 
 from jaxmnist import data, published, recipes
-from jaxmnist.errors import OneLineError
 from jaxmnist.runs import train
 from jaxmnist.training import parallel
 
@@ -98,7 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--recipes", nargs="+", choices=held_out, default=["compact_sgd", "compact"]
     )
-    parser.add_argument("--draws", type=study.count, default=12)
+    parser.add_argument("--draws", type=study.at_least_one, default=12)
     arguments = parser.parse_args()
     parallel.use_every_core()
     images, _ = data.load("mnist", "train/test")
@@ -122,7 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OneLineError as error:
-        sys.exit(str(error))
+    study_report.tell_in_one_line(main)

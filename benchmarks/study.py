@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from machine import hardware
 
 import jaxmnist
 from jaxmnist import published, recipes
-from jaxmnist.errors import OneLineError, UserError
+from jaxmnist.errors import UserError
 from jaxmnist.networks import target
 from jaxmnist.runs import train
 from jaxmnist.training import parallel
@@ -69,10 +68,10 @@ def line(
     }
 
 
-def lines_of(recipe: str, fields: Line, run: Path) -> list[Line]:
+def lines_of(recipe: str, fields: Line, workdir: Path) -> list[Line]:
     """A line a seed of a finished run."""
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
-    params = json.loads((run / "summary.json").read_text())["params"]
+    rows = [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
+    params = json.loads((workdir / "summary.json").read_text())["params"]
     lines = []
     for seed in sorted({row["seed"] for row in rows}):
         own = [row for row in rows if row["seed"] == seed]
@@ -121,7 +120,7 @@ def blocks(seeds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
         rest = rest[count:]
 
 
-def study_jaxmnist(names: Sequence[str], seeds: int, folder: Path) -> None:
+def study_jaxmnist(names: Sequence[str], seeds: int, workdir: Path) -> None:
     parallel.use_every_core()
     # One more seed of each device than fits at once would wait for all the others.
     together = target.current().members * max(2, jax.device_count())
@@ -131,9 +130,9 @@ def study_jaxmnist(names: Sequence[str], seeds: int, folder: Path) -> None:
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
         for first, count in blocks(missing(recipe, seeds, "jaxmnist", RESULTS), together):
             config.seed, config.num_seeds = first, count
-            run = folder / jaxmnist.__version__ / f"{recipe}-{digest}-{first}-{count}"
-            train.run(config.copy_and_resolve_references(), run)
-            for new in lines_of(recipe, fields, run):
+            folder = workdir / jaxmnist.__version__ / f"{recipe}-{digest}-{first}-{count}"
+            train.run(config.copy_and_resolve_references(), folder)
+            for new in lines_of(recipe, fields, folder):
                 add(new, RESULTS)
 
 
@@ -158,7 +157,7 @@ def study_torch(names: Sequence[str], seeds: int) -> None:
             print(f"{recipe}, seed {seed}: {accuracies[-1]:.2f} %", flush=True)
 
 
-def count(text: str) -> int:
+def at_least_one(text: str) -> int:
     """For argparse: how many, at least one."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of runs: give 1 or more")
@@ -169,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Many seeds of each recipe.")
     every = list(published.load_all())
     parser.add_argument("--recipes", nargs="+", choices=recipes.names(), default=every)
-    parser.add_argument("--seeds", type=count, default=20)
+    parser.add_argument("--seeds", type=at_least_one, default=20)
     parser.add_argument("--peer", choices=["jaxmnist", "torch"], default="jaxmnist")
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"))
     parser.add_argument("--report", action="store_true")
@@ -190,7 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OneLineError as error:
-        sys.exit(str(error))
+    study_report.tell_in_one_line(main)

@@ -1,7 +1,8 @@
 """The study's table and figure, out of its file alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,7 +13,7 @@ from scipy import special
 
 from jaxmnist import published, recipes
 from jaxmnist.config import what_is_trained
-from jaxmnist.errors import UserError
+from jaxmnist.errors import OneLineError, UserError
 
 FIGURE = Path(__file__).parent / "figures" / "study.png"
 BAR = 99.40  # percent, that these exercises ask for
@@ -20,6 +21,14 @@ ENOUGH = 10  # runs, for a figure to be quoted elsewhere
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 Line = dict[str, Any]
+
+
+def tell_in_one_line(main: Callable[[], None]) -> None:
+    """Runs a command; what its user can mend is told without a traceback."""
+    try:
+        main()
+    except OneLineError as error:
+        sys.exit(str(error))
 
 
 def read(file: Path) -> list[Line]:

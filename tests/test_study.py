@@ -112,9 +112,9 @@ def test_two_studies_at_once(tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["0", "-5", "many", "1.5", ""])
 def test_a_number_of_runs_that_is_none(text: str):
-    assert study.count("12") == 12
+    assert study.at_least_one("12") == 12
     with pytest.raises(argparse.ArgumentTypeError, match="is no number of runs: give 1 or more"):
-        study.count(text)
+        study.at_least_one(text)
 
 
 def test_intervals_are_those_of_scipy():

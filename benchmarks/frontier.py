@@ -27,6 +27,7 @@ from study_report import Sample
 import jaxmnist
 from jaxmnist import published, recipes
 from jaxmnist.config import FIELDS
+from jaxmnist.errors import UserError
 from jaxmnist.runs.workdir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +66,10 @@ def budget(recipe: str) -> int:
 
 def kept(workdir: Path) -> list[Line]:
     """The trials of a sweep: what differs from the defaults, how many seeds, what came out."""
+    if not (workdir / "trials.jsonl").is_file():
+        raise UserError(
+            f"{workdir} holds no results of a sweep: name a --workdir of jaxmnist.sweep"
+        )
     sweep = json.loads((workdir / "sweep.json").read_text())["sweep"]
     fixed = {k.removeprefix("config."): v for k, v in sweep.items() if k.startswith("config.")}
     lines = []
@@ -259,6 +264,8 @@ def main() -> None:
     parser.add_argument("--keep", nargs="+", type=Path, metavar="WORKDIR")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
+    if not (arguments.keep or arguments.report):
+        parser.error("give --keep, --report or both")
     if arguments.keep:
         keep(arguments.keep)
     if arguments.report:

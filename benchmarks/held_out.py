@@ -67,27 +67,31 @@ def correlations(
       fixed: of runs that hold out the same images.
     """
     found = []
-    of_recipe = {name: study_report.runs(lines, name) for name in published.load_all()}
-    for pair in itertools.combinations(
-        [name for name, own in of_recipe.items() if len(own) > 3], 2
-    ):
-        by_draw, by_seed = (
-            _correlation([study_report.runs(own, name) for name in pair]) for own in (lines, fixed)
-        )
-        found.append(
-            f"{pair[0]} and {pair[1]}, correlation of final epochs: by draw {by_draw}, "
-            f"by seed on the study's images {by_seed}"
-        )
+    for pair in itertools.combinations(published.load_all(), 2):
+        by_draw, by_seed = (_finals(own, pair) for own in (lines, fixed))
+        if min(len(by_draw), len(by_seed)) > 3:  # an interval needs four
+            found.append(
+                f"{pair[0]} and {pair[1]}, correlation of final epochs: by draw "
+                f"{_correlation(by_draw)}, by seed on the study's images {_correlation(by_seed)}"
+            )
     return found
 
 
-def _correlation(runs: Sequence[Sequence[study_report.Line]]) -> str:
-    """Of the seeds that both have, with Fisher's 95 % interval."""
-    first, second = ({line["seed"]: line["final_accuracy"] for line in own} for own in runs)
+def _finals(lines: Sequence[study_report.Line], pair: Sequence[str]) -> np.ndarray:
+    """The final epochs of two recipes, (N, 2), of the seeds that both have."""
+    first, second = (
+        {line["seed"]: line["final_accuracy"] for line in study_report.runs(lines, name)}
+        for name in pair
+    )
     both = sorted(first.keys() & second.keys())
-    result: Any = stats.pearsonr([first[seed] for seed in both], [second[seed] for seed in both])
+    return np.array([(first[seed], second[seed]) for seed in both]).reshape(-1, 2)
+
+
+def _correlation(finals_N2: np.ndarray) -> str:
+    """With Fisher's 95 % interval."""
+    result: Any = stats.pearsonr(*finals_N2.T)
     low, high = result.confidence_interval(0.95)
-    return f"{result.statistic:.2f} ({low:.2f} to {high:.2f}, n = {len(both)})"
+    return f"{result.statistic:.2f} ({low:.2f} to {high:.2f}, n = {len(finals_N2)})"
 
 
 def main() -> None:

@@ -7,7 +7,7 @@
 Trains what the file lacks: seeds 0 to N-1 of each recipe, as jaxmnist.main does, some at a time in
 one program; with --peer torch the same recipe in PyTorch, a seed in a process of one thread on each
 core. It goes on after any interruption; in PyTorch with the seeds that had not ended. Let nothing
-else run beside it.
+else run beside it where the lines' images/s count.
 
 --report prints the table of the README and draws figures/study.png, out of the file alone. Lines of
 another version of the package, or of a recipe that set other fields, are kept there and not mixed

@@ -174,6 +174,7 @@ def _difference(pair: Mapping[str, Sequence[Line]]) -> str:
     samples = [Sample.of([run["final_accuracy"] for run in of_one]) for of_one in pair.values()]
     first, second = (f"{name} {sample}" for name, sample in zip(pair, samples, strict=True))
     difference, half = welch(*samples)
+    difference = round(difference, 3) + 0.0  # no -0.000
     return f"{first}, {second}: difference {difference:+.3f}, 95 % interval ± {half:.3f}"
 
 

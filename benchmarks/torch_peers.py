@@ -200,6 +200,6 @@ def _a_seed_each(name: str) -> Callable[[Config, data.Dataset, int], Run]:
     return lambda config, _, steps: _team(config, steps, name, one_network=False)
 
 
-# A GPU is shared by no processes: there one is faster than several.
+# On a GPU processes were not timed.
 ONE_NETWORK = {} if DEVICE.type == "cuda" else {f"DDP, {name}": _sharing(name) for name in VARIANTS}
 A_SEED_EACH = {} if DEVICE.type == "cuda" else {name: _a_seed_each(name) for name in VARIANTS}

@@ -19,6 +19,12 @@ from jaxmnist.training import parallel
 BATCH = 128  # images that go through a core's own cache at once
 
 
+@functools.partial(jax.jit, static_argnames="network")
+def _apply(network: models.Network, variables: Any, images_NHW: jax.Array) -> Any:
+    """Compiled once for all classifiers of equal networks."""
+    return network.apply(variables, images_NHW, train=False)
+
+
 class Prediction(NamedTuple):
     """What a network sees in images; for a single one without the leading axis."""
 
@@ -60,7 +66,6 @@ class Classifier:
             "model": str(config.model),
             "params": str(sum(leaf.size for leaf in jax.tree.leaves(params))),
         }
-        self._apply = jax.jit(functools.partial(self.network.apply, train=False))
 
     def __repr__(self) -> str:
         return f"<Classifier {self.config.model} of {self.source}>"
@@ -104,7 +109,7 @@ class Classifier:
         size = 1 << (len(part_NHW) - 1).bit_length()
         padded_NHW = np.zeros((size, SIDE, SIDE), np.uint8)
         padded_NHW[: len(part_NHW)] = part_NHW
-        logits_NK: Any = self._apply(variables, padded_NHW)
+        logits_NK = _apply(self.network, variables, padded_NHW)
         return np.asarray(logits_NK, np.float32)[: len(part_NHW)]
 
     def predict(self, images: Any) -> Prediction:

@@ -54,7 +54,7 @@ class Dataset:
         return len(self.labels_N)
 
 
-def load(dataset: str, split: str) -> tuple[Dataset, Dataset]:
+def load(dataset: str | os.PathLike[str], split: str) -> tuple[Dataset, Dataset]:
     """Loads the training and the evaluation set.
 
     Args:
@@ -73,6 +73,7 @@ def load(dataset: str, split: str) -> tuple[Dataset, Dataset]:
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown; use one of: {', '.join(SPLITS)}")
+    dataset = os.fspath(dataset)
     read = _reader(dataset)
     train = read("train")
     if split == "train/test":

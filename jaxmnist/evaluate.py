@@ -7,17 +7,17 @@ if __name__ == "__main__":
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 from absl import flags
 
 from jaxmnist import cli, data, sources
 from jaxmnist.classifier import Classifier
 from jaxmnist.errors import UserError
+from jaxmnist.training import engine
 
 _USAGE = """Scores a trained network on every image of a data set.
 
@@ -33,8 +33,9 @@ _USAGE = """Scores a trained network on every image of a data set.
   --seed SEED         which of the run's seeds; default: the first
   --dataset DATASET   'mnist', a folder of IDX files or 'tfds:NAME'; default: what the network's
                       recipe says
-  --split SPLIT       train/test scores the test set, train/val the 10,000 images held out of the
-                      training set; default: what the network's recipe says
+  --split SPLIT       train/test scores the test set, train/val the 10,000 images of the training
+                      set that recipes with this split hold out; default: what the network's recipe
+                      says
   --json              print one object (loss, accuracy, correct, total, per_class) and nothing else
 """
 
@@ -104,21 +105,22 @@ def _load() -> Classifier:
     return sources.load_run(folder, _CHECKPOINT.value or "", _SEED.value)
 
 
-def _loss(logits_NK: np.ndarray, labels_N: np.ndarray, label_smoothing: float) -> float:
-    """The mean cross-entropy, with the label smoothing of the training."""
-    targets_NK = optax.smooth_labels(jax.nn.one_hot(labels_N, 10), label_smoothing)
-    return float(optax.softmax_cross_entropy(logits_NK, targets_NK).mean())
-
-
 def _evaluate() -> None:
     network = _load()
     dataset = network.config.dataset if _DATASET.value is None else _DATASET.value
     split = network.config.split if _SPLIT.value is None else _SPLIT.value
     _, eval_data = data.load(dataset, split)
+    trained_on = network.config.dataset, network.config.split
+    if split == "train/val" and trained_on == (dataset, "train/test"):
+        print(
+            "warning: the network was trained on the whole training set, these images among them; "
+            "--split train/test scores it on others",
+            file=sys.stderr,
+        )
     logits_NK = network.logits(eval_data.images_NHW)
     predictions_N = logits_NK.argmax(1)
-    loss = _loss(logits_NK, eval_data.labels_N, network.config.label_smoothing)
-    result = scores(eval_data.labels_N, predictions_N, loss)
+    loss_N = engine.cross_entropy(logits_NK, eval_data.labels_N, network.config.label_smoothing)
+    result = scores(eval_data.labels_N, predictions_N, float(loss_N.mean()))
     if _JSON.value:
         print(json.dumps(result))
         return

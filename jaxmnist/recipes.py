@@ -46,12 +46,12 @@ def load(recipe: str | os.PathLike[str]) -> Any:
         )
     file = given if os.path.isfile(given) else path(given)
     try:
-        spec: Any = importlib.util.spec_from_loader(
-            _MODULE, SourceFileLoader(_MODULE, os.fspath(file))
-        )
+        loader = SourceFileLoader(_MODULE, os.fspath(file))
+        spec: Any = importlib.util.spec_from_loader(_MODULE, loader)
         module = importlib.util.module_from_spec(spec)
         sys.modules[_MODULE] = module  # where dataclasses look
-        spec.loader.exec_module(module)
+        # Not exec_module, which takes the bytecode of another file of the same size and second.
+        exec(loader.source_to_code(loader.get_data(loader.path), loader.path), module.__dict__)
         config = module.get_config()
     except Exception as error:  # the recipe is code: it can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())

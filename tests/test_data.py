@@ -119,9 +119,10 @@ def test_folder_round_trip(tmp_path, zipped, dotted):
         name = name.replace("-idx", ".idx") if dotted else name
         name, content = (f"{name}.gz", gzip.compress(content)) if zipped else (name, content)
         tmp_path.joinpath(name).write_bytes(content)
-    train, test = data.load(str(tmp_path), "train/test")
-    assert_same(train, TRAIN)
-    assert_same(test, TEST)
+    for folder in (tmp_path, str(tmp_path)):
+        train, test = data.load(folder, "train/test")
+        assert_same(train, TRAIN)
+        assert_same(test, TEST)
 
 
 def test_home_folder_is_expanded(tmp_path, monkeypatch):

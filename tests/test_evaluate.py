@@ -45,7 +45,9 @@ def score(capsys: pytest.CaptureFixture[str]):
             evaluate._evaluate()
         finally:
             evaluate._FLAGS.unparse_flags()
-        return capsys.readouterr().out
+        found = capsys.readouterr()
+        print(found.err, end="", file=sys.stderr)
+        return found.out
 
     return run
 
@@ -217,6 +219,17 @@ def test_a_packaged_network(name: str, split: str, right: int, score):
     found = re.search(r"accuracy (.*) %: (.*) of 10,000 right", second)
     assert found
     assert int(found[2].replace(",", "")) == pytest.approx(right, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "warned"), [("under_500", True), ("compact_tiny", False), ("net8k", False)]
+)
+def test_images_that_were_trained_on_are_told(
+    name: str, warned: bool, score, capsys: pytest.CaptureFixture[str]
+):
+    assert json.loads(score("--from", name, "--split", "train/val", "--json"))["total"] == 10_000
+    told = capsys.readouterr().err
+    assert ("trained on the whole training set, these images among them" in told) is warned
 
 
 def test_a_file_of_weights(trained: Path, tmp_path: Path, score):

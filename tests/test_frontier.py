@@ -13,6 +13,7 @@ from scipy import stats
 
 import jaxmnist
 from jaxmnist import recipes
+from jaxmnist.errors import UserError
 
 
 def made(recipe: str, seed: int, accuracy: float, epochs: int, params: int) -> dict[str, Any]:
@@ -78,6 +79,11 @@ def test_sweeps_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "version": jaxmnist.__version__,
         "fields": {"label_smoothing": 0.01, "model": "blocks", "split": "train/val"},
     }
+
+
+def test_what_is_no_sweep_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no results of a sweep"):
+        frontier.keep([tmp_path])
 
 
 def test_a_sweep_of_one_seed_has_no_spread(tmp_path: Path):

@@ -41,6 +41,20 @@ def recipe_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return parse
 
 
+def test_a_file_of_the_same_size_and_second_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As Python would not, once its bytecode is there."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file, text = tmp_path / "mine.py", recipes.path("model3").read_text()
+    for epochs in (11, 12):
+        set_epochs = f"    config.num_epochs = {epochs}\n    return config"
+        file.write_text(text.replace("    return config", set_epochs))
+        os.utime(file, (10**9, 10**9))
+        assert recipes.load(file).num_epochs == epochs
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_name_stands_for_the_file(name: str, recipe_of):
     by_name, by_file = recipe_of("--config", name), recipe_of(f"--config={recipes.path(name)}")

@@ -151,6 +151,16 @@ def test_peers_and_devices_are_compared():
     assert second == devices
 
 
+def test_no_difference_is_not_negative():
+    finals = {"jaxmnist": [99.2, 99.4], "torch": [99.2001, 99.4001]}
+    lines = [
+        made("model3", seed, [final], epochs=15, peer=peer)
+        for peer, of_peer in finals.items()
+        for seed, final in enumerate(of_peer)
+    ]
+    assert "difference +0.000," in study_report.comparison(lines)[0]
+
+
 def test_what_is_quoted_is_what_the_file_says():
     """The README's table and the docstrings of the recipes."""
     lines = study_report.read(study.RESULTS)
@@ -160,7 +170,7 @@ def test_what_is_quoted_is_what_the_file_says():
     readme = (ROOT / "README.md").read_text()
     assert study_report.table(lines) in readme
     sentences = study_report.comparison(lines)
-    assert len(sentences) == 7
+    assert len(sentences) == 9
     for sentence in sentences:
         assert f"\n- {sentence}\n" in readme
     quoted = re.findall(

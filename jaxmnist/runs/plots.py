@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 File = str | os.PathLike[str]
@@ -184,7 +184,7 @@ def _published_curve(axes: Axes, published: Rows, key: str, colour: str) -> None
 def accuracy_axis(axes: Axes, drawn: np.ndarray, *, close: bool = False) -> None:
     """Makes the vertical axis logarithmic in the error rate, around the accuracies ``drawn``.
 
-    ``close``: with little room around them, and a label at every tick.
+    ``close``: with little room around them, and ticks between them.
     """
 
     def height(accuracy: np.ndarray) -> np.ndarray:
@@ -200,8 +200,8 @@ def accuracy_axis(axes: Axes, drawn: np.ndarray, *, close: bool = False) -> None
     room = 1.6
     if close:
         room = 1.15
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="y", which="minor", labelsize=8)
+        axes.yaxis.set_major_locator(MaxNLocator(6, min_n_ticks=3))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(100 - room * error.max(), 100 - error.min() / room)
     axes.set_ylabel("accuracy (%), error rate on a log scale")
 

@@ -1,5 +1,6 @@
 """sweep.png: what each field does to the accuracy."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from jaxmnist.sweeps.space import Choices, Range, Space
 _COLUMNS = 3
 _GREY = "#9a9a9a"
 _BESIDE = 0.12  # equal choices lie beside each other by up to this
+_BESIDE_EACH_OTHER = 36  # characters below a panel that do not touch
+_LINE = 20  # characters
 Result = Mapping[str, Any]
 
 
@@ -85,7 +88,11 @@ def _axis(
             return record["settings"][field]
     elif isinstance(dimension, Choices):
         values = list(dimension.values)
-        getattr(axes, f"set_{name}ticks")(range(len(values)), [_text(value) for value in values])
+        labels = [_text(value) for value in values]
+        getattr(axes, f"set_{name}ticks")(range(len(values)), labels)
+        if name == "x" and len(labels) * max(map(len, labels)) > _BESIDE_EACH_OTHER:
+            for text in axes.get_xticklabels():
+                text.set(rotation=30, rotation_mode="anchor", horizontalalignment="right")
         getattr(axes, f"set_{name}lim")(-0.5, len(values) - 0.5)
         count = max(record["trial"] for record in records) + 1
 
@@ -103,7 +110,9 @@ def _axis(
 
 
 def _text(value: bool | float | str) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return textwrap.fill(str(value), _LINE)
 
 
 def _map(figure: Figure, axes: Axes, records: Sequence[Result], space: Space) -> None:

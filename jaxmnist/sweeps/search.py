@@ -6,8 +6,8 @@ number counts.
 """
 
 import contextlib
-import itertools
 import json
+import random
 import time
 import warnings
 import zlib
@@ -25,6 +25,8 @@ from jaxmnist.sweeps.storage import database_errors, opened
 SAMPLERS = ("grid", "random", "qmc", "tpe")
 _POLL = 2.0
 _MOST_REPEATS = 200
+_PATIENCE = 20  # repeats, before what is left of a space is looked up
+_FEW = 10_000  # points
 _WORKER, _RECORD, _REFUSED = "worker", "record", "refused"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -123,10 +125,23 @@ class Search:
 
     def _order_grid(self) -> bool:
         """Lets what the grid lacks wait to be asked for; whether there was any."""
-        dimensions = self._order.space.dimensions
+        missing = self._untried()
+        for values in missing:
+            self._study.enqueue_trial(values)
+        return bool(missing)
+
+    def _order_one(self) -> bool:
+        """Lets one of a finite space's points wait that nobody has tried; whether there is one."""
+        missing = self._untried()
+        if missing:
+            self._study.enqueue_trial(random.Random(len(self._trials())).choice(missing))
+        return bool(missing)
+
+    def _untried(self) -> list[dict[str, Value]]:
+        """The points of a finite space that were neither asked for nor refused."""
 
         def key(settings: Mapping[str, Value]) -> tuple[Value, ...]:
-            return tuple(settings[name] for name in dimensions)
+            return tuple(settings[name] for name in self._order.space.dimensions)
 
         there = {
             key(settings)
@@ -134,11 +149,7 @@ class Search:
             if trial.state != TrialState.FAIL or _REFUSED in trial.user_attrs
             if (settings := self._settings(trial))
         }
-        choices = [d.values for d in dimensions.values() if isinstance(d, Choices)]
-        missing = [values for values in itertools.product(*choices) if values not in there]
-        for values in missing:
-            self._study.enqueue_trial(dict(zip(dimensions, values, strict=True)))
-        return bool(missing)
+        return [values for values in self._order.space.points() if key(values) not in there]
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
         return not self._shared or trial.user_attrs.get(_WORKER) == self._worker
@@ -200,6 +211,10 @@ class Search:
                 trial = self._valued(handle)
                 repeats = 0 if trial else repeats + 1
                 asked += [trial] if trial else []
+                # Samplers repeat themselves: tpe would ask for one of the best again and again.
+                in_vain = repeats and repeats % _PATIENCE == 0 and self._order.space.size <= _FEW
+                if in_vain and not self._order_one():
+                    break
         return asked
 
     def _valued(self, handle: optuna.trial.Trial) -> Trial | None:

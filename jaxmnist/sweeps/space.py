@@ -1,8 +1,9 @@
 """What a sweep varies: fields of the recipe, each with choices or a range."""
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxmnist.config import FIELDS, Config, did_you_mean
@@ -12,6 +13,7 @@ from jaxmnist.networks import symmetry
 Value = bool | int | float | str
 
 _HUGE = 10**15
+_MARGIN = 0.01
 _RANGE = re.compile(r"(log:)?([^,]+?)\.\.([^,]+)")
 _HOLE = re.compile(r"(\d+)\.\.(\d+)((?:k\d)?d?o)?")
 _FIXED = {
@@ -49,6 +51,25 @@ class Range(NamedTuple):
             return self.low + (int(self.high - self.low) // self.step // 2) * self.step
         return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of a continuous range two points just within.
+
+        Its end itself is hardly ever drawn, and can be what nothing else is: no dropout.
+        """
+        if self.whole:
+            return self.low, self.high
+        if self.log:
+            factor = (self.high / self.low) ** _MARGIN
+            return self.low * factor, self.high / factor
+        margin = (self.high - self.low) * _MARGIN
+        return self.low + margin, self.high - margin
+
+    @property
+    def values(self) -> range:
+        """All of a range of whole numbers."""
+        return range(int(self.low), int(self.high) + 1, self.step)
+
 
 Dimension = Choices | Range
 
@@ -76,6 +97,12 @@ class Space(NamedTuple):
                 total = math.inf
         return total
 
+    def points(self) -> Iterator[dict[str, Value]]:
+        """The values of all dimensions, of each point of a finite space."""
+        values = (dimension.values for dimension in self.dimensions.values())
+        for point in itertools.product(*values):
+            yield dict(zip(self.dimensions, point, strict=True))
+
     def probes(self) -> list[dict[str, Value]]:
         """Settings from all over the space.
 
@@ -84,7 +111,7 @@ class Space(NamedTuple):
         """
         first, middle, last = {}, {}, {}
         for name, dimension in self.dimensions.items():
-            ends = dimension.values if isinstance(dimension, Choices) else dimension[:2]
+            ends = dimension.values if isinstance(dimension, Choices) else dimension.ends
             first[name] = middle[name] = ends[0]
             last[name] = ends[-1]
             if isinstance(dimension, Range):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,11 +67,14 @@ def run(
         title = f"{config.model}-{_digest(description)}"
         search = Search(storage, title, order, files.worker)
         before = search.records()
-        if options.storage and files.has_results() and not before:
-            study = without_password(options.storage)
+        if files.has_results() and not before:
+            study, remedy = "its study.db", ""
+            if options.storage:
+                study = f"--storage {without_password(options.storage)}"
+                remedy = "start in the folder where it began, "
             raise UserError(
-                f"{files.path} holds results that --storage {study} does not have: start in the "
-                "folder where it began, bring the study back, or choose another --workdir"
+                f"{files.path} holds results that {study} does not have: {remedy}bring the study "
+                "back, or choose another --workdir"
             )
         board = Board(list(space.asked), config.num_epochs, order.trials, before)
         report.say(_header(config, space, order, options, len(train_data), len(eval_data)))
@@ -171,11 +173,7 @@ def _check_points(
     """
     points = space.probes()
     if order.sampler == "grid":
-        choices = [d.values for d in space.dimensions.values() if isinstance(d, Choices)]
-        points = [
-            space.settings(dict(zip(space.dimensions, values, strict=True)))
-            for values in itertools.product(*choices)
-        ]
+        points = [space.settings(values) for values in space.points()]
     errors: list[tuple[UserError, dict[str, Value]]] = []
     for settings in points:
         try:

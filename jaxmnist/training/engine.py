@@ -43,6 +43,18 @@ def _key(member: Member, stream: Stream, count: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(prng.key(jnp.asarray(member.seed)), stream), count)
 
 
+def cross_entropy(
+    logits_NK: ArrayLike, labels_N: ArrayLike, label_smoothing: ArrayLike | None
+) -> jax.Array:
+    """Cross-entropy of each image, (N,), with label smoothing as in PyTorch."""
+    logits_NK = jnp.asarray(logits_NK)
+    targets_NK = jax.nn.one_hot(labels_N, logits_NK.shape[1])
+    if label_smoothing is not None:
+        targets_NK = optax.smooth_labels(targets_NK, jnp.asarray(label_smoothing))
+    wide_NK = logits_NK.astype(jnp.promote_types(logits_NK.dtype, jnp.float32))
+    return optax.softmax_cross_entropy(wide_NK, targets_NK)
+
+
 class Images(NamedTuple):
     """A data set on the device."""
 
@@ -111,14 +123,6 @@ class Engine:
         opt_state = self.optimizer(member).init(variables["params"])
         return TrainState(step, variables["params"], variables["batch_stats"], opt_state)
 
-    def losses(self, member: Member, logits_NK: jax.Array, labels_N: jax.Array) -> jax.Array:
-        """Cross-entropy of each image, (N,), with label smoothing as in PyTorch."""
-        targets_NK = jax.nn.one_hot(labels_N, logits_NK.shape[1])
-        if member.label_smoothing is not None:
-            targets_NK = optax.smooth_labels(targets_NK, jnp.asarray(member.label_smoothing))
-        wide_NK = logits_NK.astype(jnp.promote_types(logits_NK.dtype, jnp.float32))
-        return optax.softmax_cross_entropy(wide_NK, targets_NK)
-
     def gradients(
         self, state: TrainState, member: Member, images_HWB: jax.Array, labels_B: jax.Array
     ) -> tuple[Any, Any, StepMetrics]:
@@ -139,7 +143,7 @@ class Engine:
                 rngs={"dropout": _key(member, Stream.DROPOUT, state.step)},
             )
             correct = (logits_BK.argmax(1).astype(jnp.uint8) == labels_B).sum()
-            losses_B = self.losses(member, logits_BK, labels_B)
+            losses_B = cross_entropy(logits_BK, labels_B, member.label_smoothing)
             return losses_B.mean(), (updates["batch_stats"], correct)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -240,7 +244,7 @@ class Engine:
                 train=False,
                 method="from_batch_minor",
             )
-            losses_B = self.losses(member, logits_BK, eval_set.labels_N[index_B])
+            losses_B = cross_entropy(logits_BK, eval_set.labels_N[index_B], member.label_smoothing)
             predictions_B = logits_BK.argmax(1).astype(jnp.uint8)
             correct_B = predictions_B == eval_set.labels_N[index_B]
             return None, (losses_B * valid_B, correct_B & valid_B, predictions_B)

@@ -72,6 +72,26 @@ def test_draw(
         assert len(grey) == 2 * (stopped % 10)  # where all were stopped, none is
 
 
+def test_long_choices_and_close_accuracies_can_be_read(tmp_path: Path, saved_figures: list[Figure]):
+    """Labels that would run into each other are turned; there are ticks between 98.0 and 98.5."""
+    networks = "24-24/24-24-24/16-10", "8k5-16d-24d/32d-32d-32d/48d-48d/10", "6/12/10"
+    space = parse({"network.blocks": ",".join(networks), "optimizer.nesterov": "true,false"})
+    records = [record(number, [], 1, 3) for number in range(6)]
+    for number, one in enumerate(records):
+        mean = 98 + number / 10
+        one["settings"] = {
+            "network.blocks": networks[number // 2],
+            "optimizer.nesterov": bool(number % 2),
+        }
+        one["final_accuracy"] |= {"mean": mean, "min": mean, "max": mean}
+    plot.draw(tmp_path / "sweep.png", records, space, 3, "")
+    first, second, *_ = saved_figures[0].axes
+    turned = [{label.get_rotation() for label in a.get_xticklabels()} for a in (first, second)]
+    assert turned == [{30}, {0}]
+    low, high = first.get_ylim()
+    assert sum(low <= tick <= high for tick in first.get_yticks()) >= 3
+
+
 def test_a_single_trial(tmp_path: Path):
     space = parse({"dropout": "0.1"})
     single = {**record(0, [], 1, 3), "settings": {"dropout": 0.1}}

@@ -263,6 +263,22 @@ def test_results_are_not_written_over_where_a_shared_study_is_missing(
     assert made == []
 
 
+def test_nor_where_a_study_of_its_own_is_gone(idx_folder: Path, tmp_path: Path):
+    config, asked = tiny(idx_folder, num_epochs=1), {"optimizer.learning_rate": RATES}
+    workdir = tmp_path / "sweep"
+    records = run(config, workdir, asked)
+    study = (workdir / "study.db").read_bytes()
+    (workdir / "study.db").unlink()
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"holds results that its study\.db does not have: bring"
+        ):
+            run(config, workdir, asked)
+    assert written(workdir) == records
+    (workdir / "study.db").write_bytes(study)
+    assert run(config, workdir, asked) == records
+
+
 def test_a_finished_sweep_is_only_reported(idx_folder: Path, tmp_path: Path):
     workdir, asked = tmp_path / "sweep", {"optimizer.learning_rate": RATES}
     records = run(tiny(idx_folder), workdir, asked)
@@ -397,7 +413,7 @@ def test_killed_and_taken_up(
     assert {path.name for path in workdir.iterdir()} == LEFT - {"sweep.png"}
 
 
-@pytest.mark.parametrize("damage", ["round.json", "trials.jsonl", "populations", "study.db"])
+@pytest.mark.parametrize("damage", ["round.json", "trials.jsonl", "populations"])
 @pytest.mark.usefixtures("small_rounds")
 def test_what_is_damaged_is_made_again(
     idx_folder: Path, tmp_path: Path, whole: Records, damage: str
@@ -405,9 +421,7 @@ def test_what_is_damaged_is_made_again(
     workdir = tmp_path / "sweep"
     with signal_in_segment(6, signal.SIGINT), pytest.raises(Stopped):
         run(tiny(idx_folder), workdir, GRID, parallel=2)
-    if damage == "study.db":
-        (workdir / damage).unlink()
-    elif damage == "populations":
+    if damage == "populations":
         for file in (workdir / damage).rglob("d/*"):
             file.write_bytes(file.read_bytes()[:10])
     else:

@@ -76,6 +76,27 @@ def test_as_many_as_are_wanted_and_all_different(tmp_path: Path, sampler: str):
     assert states == ["PRUNED", "PRUNED", "COMPLETE", "COMPLETE"] * 3
 
 
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
+def test_all_points_of_a_small_space_are_found_soon(
+    tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
+):
+    """tpe would ask for the best ones again and again; one is refused, and none takes its place."""
+    monkeypatch.setattr(search_lib, "_PATIENCE", 3)
+    space = parse({"batch_size": "16..19", "optimizer.nesterov": "true,false"})
+    search = opened(tmp_path, order(space, sampler, 8))
+    found = set()
+    for accuracy in range(8):
+        (trial,) = search.ask(1)
+        found |= set(values([trial]))
+        if accuracy == 2:
+            search.refuse(trial.number, "too large")
+        else:
+            search.finish(trial.number, record(trial, 90 + accuracy), halved=False)
+    assert len(found) == 8
+    assert search.ask(1) == []
+    assert len(study(tmp_path).trials) <= 9 * 4
+
+
 def test_the_seed_decides(tmp_path: Path):
     for name in "xyz":
         (tmp_path / name).mkdir()

@@ -64,7 +64,7 @@ def test_oriented_widths_go_in_steps():
     }
 
 
-def test_probes_see_each_choice_and_both_ends():
+def test_probes_see_each_choice_and_both_ends_continuous_ones_from_within():
     space = parse(
         {
             "optimizer.momentum": "0..0.9",
@@ -75,10 +75,18 @@ def test_probes_see_each_choice_and_both_ends():
         }
     )
     assert [tuple(settings.values()) for settings in space.probes()] == [
-        (0.0, "sgd", 10, 0.01, "8o/8"),
-        (0.9, "adam", 19, 1.0, "24o/8"),
+        (pytest.approx(0.009), "sgd", 10, pytest.approx(0.01 * 100**0.01), "8o/8"),
+        (pytest.approx(0.891), "adam", 19, pytest.approx(1 / 100**0.01), "24o/8"),
         *((0.45, name, 14, pytest.approx(0.1), "16o/8") for name in ("sgd", "sgd", "adam")),
     ]
+
+
+def test_points_of_a_finite_space():
+    space = parse({"network.blocks": "8..16o/2..3", "dropout": "0,0.5"})
+    assert [tuple(space.settings(values).values()) for values in space.points()] == [
+        (blocks, dropout) for blocks in ("8o/2", "8o/3", "16o/2", "16o/3") for dropout in (0.0, 0.5)
+    ]
+    assert len(list(space.points())) == space.size
 
 
 @pytest.mark.parametrize(

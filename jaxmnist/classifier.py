@@ -21,7 +21,7 @@ BATCH = 128  # images that go through a core's own cache at once
 
 @functools.partial(jax.jit, static_argnames="network")
 def _apply(network: models.Network, variables: Any, images_NHW: jax.Array) -> Any:
-    """Compiled once for all classifiers of equal networks."""
+    """Compiled once for each shape, for all classifiers of equal networks."""
     return network.apply(variables, images_NHW, train=False)
 
 

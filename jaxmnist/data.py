@@ -73,7 +73,9 @@ def load(dataset: str | os.PathLike[str], split: str) -> tuple[Dataset, Dataset]
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown; use one of: {', '.join(SPLITS)}")
-    dataset = os.fspath(dataset)
+    if not isinstance(dataset, str):
+        # A path is a folder, whatever its name.
+        dataset = os.path.abspath(os.path.expanduser(dataset))
     read = _reader(dataset)
     train = read("train")
     if split == "train/test":

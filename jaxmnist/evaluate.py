@@ -113,8 +113,8 @@ def _evaluate() -> None:
     trained_on = network.config.dataset, network.config.split
     if split == "train/val" and trained_on == (dataset, "train/test"):
         print(
-            "warning: the network was trained on the whole training set, these images among them; "
-            "--split train/test scores it on others",
+            "warning: the network's recipe trains on the whole training set, these images among "
+            "them; --split train/test scores it on others",
             file=sys.stderr,
         )
     logits_NK = network.logits(eval_data.images_NHW)

@@ -125,6 +125,14 @@ def test_folder_round_trip(tmp_path, zipped, dotted):
         assert_same(test, TEST)
 
 
+def test_a_path_is_a_folder_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mnist", "tfds:x"):
+        tmp_path.joinpath(name).mkdir()
+        write_files(tmp_path / name, FILES)
+        assert_same(data.load(Path(name), "train/test")[0], TRAIN)
+
+
 def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     tmp_path.joinpath("digits").mkdir()

@@ -222,14 +222,31 @@ def test_a_packaged_network(name: str, split: str, right: int, score):
 
 
 @pytest.mark.parametrize(
-    ("name", "warned"), [("under_500", True), ("compact_tiny", False), ("net8k", False)]
+    ("name", "split", "elsewhere", "warned"),
+    [
+        ("under_500", "train/val", False, True),
+        ("under_500", "train/test", False, False),
+        ("under_500", "train/val", True, False),
+        ("compact_tiny", "train/val", False, False),
+    ],
 )
 def test_images_that_were_trained_on_are_told(
-    name: str, warned: bool, score, capsys: pytest.CaptureFixture[str]
+    name: str,
+    split: str,
+    elsewhere: bool,
+    warned: bool,
+    tmp_path: Path,
+    mnist,
+    score,
+    capsys: pytest.CaptureFixture[str],
 ):
-    assert json.loads(score("--from", name, "--split", "train/val", "--json"))["total"] == 10_000
+    args = ["--from", name, "--split", split, "--json"]
+    if elsewhere:
+        labels_N = mnist[0].labels_N
+        args += ["--dataset", str(write_idx(tmp_path / "idx", mnist[0], 20_000, labels_N))]
+    assert json.loads(score(*args))["total"] == 10_000
     told = capsys.readouterr().err
-    assert ("trained on the whole training set, these images among them" in told) is warned
+    assert ("trains on the whole training set, these images among them" in told) is warned
 
 
 def test_a_file_of_weights(trained: Path, tmp_path: Path, score):

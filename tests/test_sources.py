@@ -21,6 +21,7 @@ from weight_files import reference, save, tensors
 from workdirs import without_timing
 
 import jaxmnist
+from jaxmnist import classifier as classifier_lib
 from jaxmnist import convert, recipes, sources
 from jaxmnist.classifier import Classifier
 from jaxmnist.config import default_config, flatten, from_json
@@ -104,6 +105,16 @@ def test_images_of_all_kinds(workdir: Path, images_NHW: np.ndarray):
     np.testing.assert_allclose(one.probabilities, probabilities[3], rtol=1e-5)
     none = classifier.predict(images_NHW[:0])
     assert (none.digits.shape, none.probabilities.shape) == ((0,), (0, 10))
+
+
+def test_equal_networks_are_compiled_once(images_NHW: np.ndarray):
+    """Of two recipes, between which the rate of dropout differs; not those of another network."""
+    apply: Any = classifier_lib._apply
+    compiled = []
+    for name in ("compact", "compact_sgd", "compact_tiny"):
+        jaxmnist.load(name).logits(images_NHW)
+        compiled.append(apply._cache_size())
+    assert compiled[0] == compiled[1] < compiled[2]
 
 
 def test_logits_are_those_of_the_network_however_many(workdir: Path, mnist):

@@ -184,7 +184,7 @@ def _published_curve(axes: Axes, published: Rows, key: str, colour: str) -> None
 def accuracy_axis(axes: Axes, drawn: np.ndarray, *, close: bool = False) -> None:
     """Makes the vertical axis logarithmic in the error rate, around the accuracies ``drawn``.
 
-    ``close``: with little room around them, and ticks between them.
+    ``close``: with little room around them, and several ticks.
     """
 
     def height(accuracy: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ from jaxmnist.sweeps.space import Choices, Range, Space
 _COLUMNS = 3
 _GREY = "#9a9a9a"
 _BESIDE = 0.12  # equal choices lie beside each other by up to this
-_BESIDE_EACH_OTHER = 36  # characters below a panel that do not touch
-_LINE = 20  # characters
+_MOST_CHARACTERS = 36  # of labels below a panel that do not touch
+_LINE_LENGTH = 20  # of a label, in characters
 Result = Mapping[str, Any]
 
 
@@ -90,7 +90,8 @@ def _axis(
         values = list(dimension.values)
         labels = [_text(value) for value in values]
         getattr(axes, f"set_{name}ticks")(range(len(values)), labels)
-        if name == "x" and len(labels) * max(map(len, labels)) > _BESIDE_EACH_OTHER:
+        longest = max(len(line) for label in labels for line in label.split("\n"))
+        if name == "x" and len(labels) * longest > _MOST_CHARACTERS:
             for text in axes.get_xticklabels():
                 text.set(rotation=30, rotation_mode="anchor", horizontalalignment="right")
         getattr(axes, f"set_{name}lim")(-0.5, len(values) - 0.5)
@@ -112,7 +113,7 @@ def _axis(
 def _text(value: bool | float | str) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return textwrap.fill(str(value), _LINE)
+    return textwrap.fill(str(value), _LINE_LENGTH)
 
 
 def _map(figure: Figure, axes: Axes, records: Sequence[Result], space: Space) -> None:

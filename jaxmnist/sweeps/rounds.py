@@ -125,7 +125,8 @@ class Rounds:
                 if not self._search.wait_for_others():
                     break
                 barren += 1
-        if self._exhausted or barren == _MOST_BARREN:
+        used_up = not trials and self._search.is_used_up()
+        if self._exhausted or barren == _MOST_BARREN or used_up:
             self._board.say("no further settings were found that can be trained and are new")
         idle = not trials and not self._search.records() and not self._search.others_train()
         if idle and (reasons := self._search.refused()):

@@ -130,11 +130,16 @@ class Search:
             self._study.enqueue_trial(values)
         return bool(missing)
 
-    def _order_one(self) -> bool:
-        """Lets one of a finite space's points wait that nobody has tried; whether there is one."""
+    def _is_small(self) -> bool:
+        """Whether all points can be listed that a sampler chooses from; a grid's wait anyway."""
+        return self._order.sampler != "grid" and self._order.space.size <= _FEW
+
+    def _queue(self, count: int) -> bool:
+        """Lets up to ``count`` untried points wait to be asked for; whether there is any."""
         missing = self._untried()
-        if missing:
-            self._study.enqueue_trial(random.Random(len(self._trials())).choice(missing))
+        random.Random(len(self._trials())).shuffle(missing)
+        for values in missing[: max(0, count)]:
+            self._study.enqueue_trial(values)
         return bool(missing)
 
     def _untried(self) -> list[dict[str, Value]]:
@@ -211,10 +216,11 @@ class Search:
                 trial = self._valued(handle)
                 repeats = 0 if trial else repeats + 1
                 asked += [trial] if trial else []
-                # Samplers repeat themselves: tpe would ask for one of the best again and again.
-                in_vain = repeats and repeats % _PATIENCE == 0 and self._order.space.size <= _FEW
-                if in_vain and not self._order_one():
-                    break
+                if repeats and repeats % _PATIENCE == 0 and self._is_small():
+                    # tpe would ask for one of the best again and again.
+                    wanted = min(count - len(asked), self._order.trials - len(self._live()))
+                    if not self._queue(wanted):
+                        break
         return asked
 
     def _valued(self, handle: optuna.trial.Trial) -> Trial | None:
@@ -317,6 +323,12 @@ class Search:
         """Those that another worker has not told yet."""
         return [t for t in trials if t.state == TrialState.RUNNING and not self._is_mine(t)]
 
+    def is_used_up(self) -> bool:
+        """Whether more trials are wanted than the space has points that can be trained."""
+        with database_errors():
+            fewer = len(self._live()) < self._order.trials
+            return fewer and self._is_small() and not self._untried()
+
     def wait_for_others(self) -> bool:
         """Waits until there is something to ask for again, or no other worker has a trial left.
 
@@ -331,7 +343,8 @@ class Search:
                 live = self._live()
                 if any(trial.state == TrialState.WAITING for trial in live):
                     return True
-                if self._order.sampler != "grid" and len(live) < self._order.trials:
+                fewer = self._order.sampler != "grid" and len(live) < self._order.trials
+                if fewer and not (self._is_small() and not self._untried()):
                     return True
                 running = self._others(live)
                 if not running:

@@ -53,21 +53,21 @@ class Range(NamedTuple):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of a continuous range two points just within.
+        """The first and the last; of a continuous range two points just inside.
 
-        Its end itself is hardly ever drawn, and can be what nothing else is: no dropout.
+        An end itself is hardly ever drawn there, and may be a special case: no dropout.
         """
         if self.whole:
             return self.low, self.high
         if self.log:
-            factor = (self.high / self.low) ** _MARGIN
+            factor = self.high**_MARGIN / self.low**_MARGIN
             return self.low * factor, self.high / factor
         margin = (self.high - self.low) * _MARGIN
         return self.low + margin, self.high - margin
 
     @property
     def values(self) -> range:
-        """All of a range of whole numbers."""
+        """All values of a range of whole numbers."""
         return range(int(self.low), int(self.high) + 1, self.step)
 
 
@@ -89,12 +89,8 @@ class Space(NamedTuple):
         """How many different settings there are."""
         total = 1.0
         for dimension in self.dimensions.values():
-            if isinstance(dimension, Choices):
-                total *= len(dimension.values)
-            elif dimension.whole and dimension.high < _HUGE:
-                total *= (dimension.high - dimension.low) // dimension.step + 1
-            else:
-                total = math.inf
+            finite = isinstance(dimension, Choices) or (dimension.whole and dimension.high < _HUGE)
+            total *= len(dimension.values) if finite else math.inf
         return total
 
     def points(self) -> Iterator[dict[str, Value]]:

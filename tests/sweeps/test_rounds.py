@@ -540,6 +540,18 @@ def test_what_cannot_be_trained_is_left_out(idx_folder: Path, tmp_path: Path):
     assert all(record["settings"]["batch_size"] <= 640 for record in records)
 
 
+def test_a_space_that_has_fewer_is_tried_to_its_end(
+    idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Nesterov without a momentum is none of them."""
+    asked = {"optimizer.nesterov": "true,false", "optimizer.momentum": "0.0,0.9"}
+    config = tiny(idx_folder, num_epochs=1)
+    records = run(config, tmp_path / "sweep", asked, trials=4, sampler="random")
+    assert len(records) == 3
+    said = capsys.readouterr().out
+    assert said.count("no further settings were found that can be trained and are new") == 1
+
+
 def test_a_space_is_refused_where_nothing_in_it_can_be_trained(idx_folder: Path):
     """Not where only its ends cannot: Nesterov needs SGD and a momentum."""
     config = tiny(idx_folder, **{"optimizer.nesterov": True})

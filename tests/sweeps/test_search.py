@@ -353,6 +353,24 @@ def test_a_living_worker_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(b.records()) == 6
 
 
+def test_so_it_is_where_a_small_space_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One point is refused: one trial less than wanted, which nobody waits for."""
+    a, b = (opened(tmp_path, order(GRID, "random"), worker, shared=True) for worker in "ab")
+    refused, *asked = a.ask(6)
+    assert not b.is_used_up()
+    a.refuse(refused.number, "too large")
+    assert b.ask(1) == []
+    assert b.is_used_up()
+
+    def pause(_: float) -> None:
+        trial = asked.pop()
+        a.finish(trial.number, record(trial), halved=False)
+
+    monkeypatch.setattr(search_lib.time, "sleep", pause)
+    assert not b.wait_for_others()
+    assert asked == []
+
+
 def test_whether_others_train(tmp_path: Path):
     a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
     assert not b.others_train()

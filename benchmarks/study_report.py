@@ -14,6 +14,7 @@ from scipy import special
 from jaxmnist import published, recipes
 from jaxmnist.config import what_is_trained
 from jaxmnist.errors import OneLineError, UserError
+from jaxmnist.runs import scores
 
 FIGURE = Path(__file__).parent / "figures" / "study.png"
 BAR = 99.40  # percent, that these exercises ask for
@@ -79,9 +80,9 @@ def runs(lines: Sequence[Line], recipe: str, peer: str = "jaxmnist") -> list[Lin
 
 
 def interval(values: Sequence[float]) -> float:
-    """Half-width of the mean's 95 % t-interval."""
-    size = len(values)
-    return float(special.stdtrit(size - 1, 0.975) * np.std(values, ddof=1) / size**0.5)
+    """Half-width of the mean's 95 % t-interval, of two values or more."""
+    half: Any = scores.summary(values)["ci95"]
+    return half
 
 
 class Sample(NamedTuple):

@@ -23,7 +23,8 @@ from jaxmnist.runs.workdir import Row
 from jaxmnist.sweeps.board import Board
 from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.outcomes import Outcome, gathered
-from jaxmnist.sweeps.search import Order, Search, Trial
+from jaxmnist.sweeps.sampling import Order
+from jaxmnist.sweeps.search import Search, Trial
 from jaxmnist.sweeps.space import configured
 from jaxmnist.training.engine import Images
 from jaxmnist.training.programs import Programs, on_devices
@@ -143,7 +144,7 @@ class Rounds:
             self._search.refuse(trial.number, str(error))
             self._refused += 1
             # A grid has an end of its own.
-            self._exhausted |= self._order.sampler != "grid" and self._refused >= _MOST_REFUSED
+            self._exhausted |= not self._order.is_grid and self._refused >= _MOST_REFUSED
             return False
         self._refused = 0
         return True

@@ -1,4 +1,4 @@
-"""What to try next: an Optuna study that is asked and told, by one process or by many.
+"""An Optuna study that is asked and told, by one process or by many.
 
 A trial belongs to the worker that asked for it, a workdir. Whoever finds a worker dead hands its
 trials to the next who asks. Of equal trials, and of more than were ordered, the one with the lower
@@ -7,9 +7,7 @@ number counts.
 
 import contextlib
 import json
-import random
 import time
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,15 +17,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from jaxmnist.sweeps import liveness
-from jaxmnist.sweeps.space import Choices, Dimension, Space, Value
+from jaxmnist.sweeps.sampling import REFUSED, Order, suggest
+from jaxmnist.sweeps.space import Value
 from jaxmnist.sweeps.storage import database_errors, opened
 
-SAMPLERS = ("grid", "random", "qmc", "tpe")
 _POLL = 2.0
 _MOST_REPEATS = 200
 _PATIENCE = 20  # repeats, before what is left of a space is looked up
-_FEW = 10_000  # points
-_WORKER, _RECORD, _REFUSED = "worker", "record", "refused"
+_WORKER, _RECORD = "worker", "record"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -38,16 +35,6 @@ class Trial(NamedTuple):
     number: int
     values: dict[str, Value]
     """Of all dimensions of the space."""
-
-
-class Order(NamedTuple):
-    """What is wanted of a search."""
-
-    space: Space
-    sampler: str
-    trials: int
-    seed: int
-    """Of the sampler."""
 
 
 class Search:
@@ -73,23 +60,11 @@ class Search:
         self._in_vain: set[int] = set()  # trials whose values were waited for
         self._storage, self._study, self._told = opened(storage, name)
         with database_errors():
-            self._study.sampler = self._sampler()
+            # Begun anew, and by another worker, the same seed would draw the same again.
+            beginning = 1000 * len(self._trials()) + zlib.crc32(worker.encode()) * self._shared
+            self._study.sampler = order.make_sampler(beginning)
             self._clear_up()
             self.beat()
-
-    def _sampler(self) -> optuna.samplers.BaseSampler:
-        seed = self._order.seed
-        if self._order.sampler == "qmc":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return optuna.samplers.QMCSampler(scramble=True, seed=seed)
-        # Begun anew, and by another worker, the same seed would draw the same again.
-        seed += 1000 * len(self._trials()) + (zlib.crc32(self._worker.encode()) * self._shared)
-        if self._order.sampler == "tpe":
-            return optuna.samplers.TPESampler(
-                multivariate=True, constant_liar=True, seed=seed % 2**31
-            )
-        return optuna.samplers.RandomSampler(seed=seed % 2**31)
 
     def _trials(self) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False)
@@ -103,16 +78,6 @@ class Search:
         """One of which this worker knows, without reading all."""
         return self._storage.get_trial(self._ids[number])
 
-    def _is_cut_short(self, trial: FrozenTrial) -> bool:
-        """Whether it has not got all its values: it is being asked for, or whoever asked died."""
-        return trial.params.keys() != self._order.space.dimensions.keys()
-
-    def _settings(self, trial: FrozenTrial) -> dict[str, Value] | None:
-        """Its values; None for one that was cut short before it had them all."""
-        if not self._is_cut_short(trial):
-            return trial.params
-        return trial.system_attrs.get("fixed_params")
-
     def _clear_up(self) -> None:
         """Gets what this worker asked for the values that it lacks, and orders the grid."""
         for trial in self._trials():
@@ -120,48 +85,23 @@ class Search:
                 # Unless another worker ends it meanwhile, and hands it on.
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._valued(optuna.trial.Trial(self._study, trial._trial_id))
-        if self._order.sampler == "grid":
-            self._order_grid()
-
-    def _order_grid(self) -> bool:
-        """Lets what the grid lacks wait to be asked for; whether there was any."""
-        missing = self._untried()
-        for values in missing:
-            self._study.enqueue_trial(values)
-        return bool(missing)
-
-    def _is_small(self) -> bool:
-        """Whether all points can be listed that a sampler chooses from; a grid's wait anyway."""
-        return self._order.sampler != "grid" and self._order.space.size <= _FEW
-
-    def _queue(self, count: int) -> bool:
-        """Lets up to ``count`` untried points wait to be asked for; whether there is any."""
-        missing = self._untried()
-        random.Random(len(self._trials())).shuffle(missing)
-        for values in missing[: max(0, count)]:
-            self._study.enqueue_trial(values)
-        return bool(missing)
+        if self._order.is_grid:
+            self._queue(self._untried())
 
     def _untried(self) -> list[dict[str, Value]]:
-        """The points of a finite space that were neither asked for nor refused."""
+        return self._order.untried(self._trials())
 
-        def key(settings: Mapping[str, Value]) -> tuple[Value, ...]:
-            return tuple(settings[name] for name in self._order.space.dimensions)
-
-        there = {
-            key(settings)
-            for trial in self._trials()
-            if trial.state != TrialState.FAIL or _REFUSED in trial.user_attrs
-            if (settings := self._settings(trial))
-        }
-        return [values for values in self._order.space.points() if key(values) not in there]
+    def _queue(self, points: Sequence[dict[str, Value]]) -> None:
+        """Lets them wait to be asked for."""
+        for values in points:
+            self._study.enqueue_trial(values)
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
         return not self._shared or trial.user_attrs.get(_WORKER) == self._worker
 
     def _hand_back(self, trial: FrozenTrial) -> None:
         """Ends a trial without a result; its settings wait for the next who asks."""
-        if self._end(trial.number) and (settings := self._settings(trial)):
+        if self._end(trial.number) and (settings := self._order.settings(trial)):
             self._study.enqueue_trial(settings, user_attrs={"again": trial.number})
 
     def _end(self, number: int) -> bool:
@@ -171,19 +111,6 @@ class Search:
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return False
         return True
-
-    def _is_too_much(self, trial: FrozenTrial) -> bool:
-        """Whether one with a lower number has the same values, or there are enough of those."""
-        before = [t for t in self._trials() if t.number < trial.number]
-        equal = (
-            self._settings(t) == trial.params
-            for t in before
-            if t.state != TrialState.FAIL or _REFUSED in t.user_attrs
-        )
-        if self._order.sampler == "grid":
-            return any(equal)
-        begun = [t for t in before if t.state not in (TrialState.FAIL, TrialState.WAITING)]
-        return any(equal) or len(begun) >= self._order.trials
 
     def mine(self) -> list[Trial]:
         """What this worker has asked for and not told yet."""
@@ -208,19 +135,19 @@ class Search:
             while len(asked) < count and repeats < _MOST_REPEATS:
                 live = self._live()
                 waiting = any(trial.state == TrialState.WAITING for trial in live)
-                enough = self._order.sampler == "grid" or len(live) >= self._order.trials
-                if not waiting and enough:
+                if not waiting and not self._order.lacks(live):
                     break
                 handle = self._study.ask()
                 handle.set_user_attr(_WORKER, self._worker)
                 trial = self._valued(handle)
                 repeats = 0 if trial else repeats + 1
                 asked += [trial] if trial else []
-                if repeats and repeats % _PATIENCE == 0 and self._is_small():
+                if repeats and repeats % _PATIENCE == 0 and self._order.is_small:
                     # tpe would ask for one of the best again and again.
-                    wanted = min(count - len(asked), self._order.trials - len(self._live()))
-                    if not self._queue(wanted):
+                    if not (points := self._untried()):
                         break
+                    lacking = self._order.lacks(self._live())
+                    self._queue(points[: min(count - len(asked), lacking)])
         return asked
 
     def _valued(self, handle: optuna.trial.Trial) -> Trial | None:
@@ -228,11 +155,11 @@ class Search:
 
         None for one that is too much: it ends.
         """
-        for name, dimension in self._order.space.dimensions.items():
-            _suggest(handle, name, dimension)
+        suggest(handle, self._order.space)
         self._await_those_before(handle.number)
-        trial = self._trials()[handle.number]
-        if self._is_too_much(trial):
+        trials = self._trials()
+        trial = trials[handle.number]
+        if self._order.is_too_much(trial, trials):
             self._end(trial.number)
             return None
         return Trial(trial.number, dict(trial.params))
@@ -246,7 +173,7 @@ class Search:
             unfinished = {
                 trial.number
                 for trial in self._trials()[:number]
-                if trial.state == TrialState.RUNNING and self._is_cut_short(trial)
+                if trial.state == TrialState.RUNNING and self._order.is_cut_short(trial)
             }
             if unfinished <= self._in_vain:
                 return
@@ -287,16 +214,14 @@ class Search:
         """Ends a trial that is not to be trained; another one takes its place."""
         with database_errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             trial = optuna.trial.Trial(self._study, self._trial(number)._trial_id)
-            trial.set_user_attr(_REFUSED, reason)
+            trial.set_user_attr(REFUSED, reason)
             self._end(number)
 
     def refused(self) -> list[str]:
         """Why trials were refused, one by one."""
         with database_errors():
             return [
-                trial.user_attrs[_REFUSED]
-                for trial in self._trials()
-                if _REFUSED in trial.user_attrs
+                trial.user_attrs[REFUSED] for trial in self._trials() if REFUSED in trial.user_attrs
             ]
 
     def records(self) -> list[dict[str, Any]]:
@@ -326,8 +251,11 @@ class Search:
     def is_used_up(self) -> bool:
         """Whether more trials are wanted than the space has points that can be trained."""
         with database_errors():
-            fewer = len(self._live()) < self._order.trials
-            return fewer and self._is_small() and not self._untried()
+            return bool(self._order.lacks(self._live())) and not self._points_are_left()
+
+    def _points_are_left(self) -> bool:
+        """Whether there is something to draw; of a large space there always may be."""
+        return not self._order.is_small or bool(self._untried())
 
     def wait_for_others(self) -> bool:
         """Waits until there is something to ask for again, or no other worker has a trial left.
@@ -343,26 +271,17 @@ class Search:
                 live = self._live()
                 if any(trial.state == TrialState.WAITING for trial in live):
                     return True
-                fewer = self._order.sampler != "grid" and len(live) < self._order.trials
-                if fewer and not (self._is_small() and not self._untried()):
+                if self._order.lacks(live) and self._points_are_left():
                     return True
                 running = self._others(live)
                 if not running:
                     # Where a worker died between ending a trial and handing it on, a point lacks.
-                    return self._order.sampler == "grid" and self._order_grid()
+                    lost = self._untried() if self._order.is_grid else []
+                    self._queue(lost)
+                    return bool(lost)
                 for trial in running:
                     worker = trial.user_attrs.get(_WORKER, "")
                     if watch.is_dead(worker, self._study.user_attrs.get(f"alive:{worker}")):
                         self._hand_back(trial)
             self.beat()
             time.sleep(_POLL)
-
-
-def _suggest(handle: optuna.trial.Trial, name: str, dimension: Dimension) -> None:
-    if isinstance(dimension, Choices):
-        handle.suggest_categorical(name, dimension.values)
-    elif dimension.whole:
-        low, high = int(dimension.low), int(dimension.high)
-        handle.suggest_int(name, low, high, step=dimension.step, log=dimension.log)
-    else:
-        handle.suggest_float(name, dimension.low, dimension.high, log=dimension.log)

@@ -18,7 +18,8 @@ from jaxmnist.sweeps import recipe
 from jaxmnist.sweeps.board import Board, best_first, went_through
 from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.rounds import Options, Rounds, check, rungs_of
-from jaxmnist.sweeps.search import SAMPLERS, Order, Search
+from jaxmnist.sweeps.sampling import SAMPLERS, Order
+from jaxmnist.sweeps.search import Search
 from jaxmnist.sweeps.space import Choices, Space, Value, configured
 from jaxmnist.sweeps.storage import without_password
 from jaxmnist.training import optim
@@ -172,7 +173,7 @@ def _check_points(
       UserError: where a point of the grid cannot be trained; elsewhere where none of them can.
     """
     points = space.probes()
-    if order.sampler == "grid":
+    if order.is_grid:
         points = [space.settings(values) for values in space.points()]
     errors: list[tuple[UserError, dict[str, Value]]] = []
     for settings in points:
@@ -181,7 +182,7 @@ def _check_points(
             check(configured(config, settings), train_size, max_params=None)
         except UserError as error:
             errors.append((error, settings))
-    if errors and (order.sampler == "grid" or len(errors) == len(points)):
+    if errors and (order.is_grid or len(errors) == len(points)):
         error, settings = errors[0]
         shown = ", ".join(f"{field}={value}" for field, value in settings.items())
         raise UserError(f"{error} (with {shown})") from error

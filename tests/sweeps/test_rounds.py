@@ -28,7 +28,8 @@ from jaxmnist.sweeps import search as search_lib
 from jaxmnist.sweeps import sweep
 from jaxmnist.sweeps.folder import SweepDir
 from jaxmnist.sweeps.rounds import Options, Rounds
-from jaxmnist.sweeps.search import Order, Search
+from jaxmnist.sweeps.sampling import Order
+from jaxmnist.sweeps.search import Search
 from jaxmnist.sweeps.space import configured, parse
 from jaxmnist.training.programs import Programs
 

@@ -15,7 +15,8 @@ from sqlalchemy import event
 from jaxmnist.errors import StorageError, UserError
 from jaxmnist.sweeps import liveness
 from jaxmnist.sweeps import search as search_lib
-from jaxmnist.sweeps.search import SAMPLERS, Order, Search, Trial
+from jaxmnist.sweeps.sampling import SAMPLERS, Order
+from jaxmnist.sweeps.search import Search, Trial
 from jaxmnist.sweeps.space import Space, parse
 
 GRID = parse({"dropout": "0,0.1,0.2", "optimizer.nesterov": "true,false"})
@@ -177,14 +178,14 @@ def test_what_was_cut_short_and_handed_on_stays_with_the_other(
     a, b = (opened(tmp_path, order(), worker, shared=True) for worker in "ab")
     handle = a._study.ask()
     handle.set_user_attr("worker", "a")
-    suggest = search_lib._suggest
+    suggest = search_lib.suggest
 
     def late(*args: Any) -> None:
         monkeypatch.undo()
         b._hand_back(b._trials()[handle.number])
         suggest(*args)
 
-    monkeypatch.setattr(search_lib, "_suggest", late)
+    monkeypatch.setattr(search_lib, "suggest", late)
     again = opened(tmp_path, order(), "a", shared=True)
     assert again.mine() == []
     assert len(set(values(b.ask(10)))) == GRID.size
@@ -245,7 +246,8 @@ def test_of_two_that_asked_for_the_last_one_gets_it(
 
 ASK_IN_TURN = """
 import sys
-from jaxmnist.sweeps.search import Order, Search
+from jaxmnist.sweeps.sampling import Order
+from jaxmnist.sweeps.search import Search
 from jaxmnist.sweeps.space import parse
 
 url, sampler, worker = sys.argv[1:]

@@ -7,10 +7,10 @@ exported file, in the same process, in turns, with whole batches and with as man
 jaxmnist takes. Then the command with one photo, from start to end, with its programs in the cache.
 
 Result, 2026-11-27, two cores of an AMD EPYC (Zen 5), jax 0.10.2, onnxruntime 1.32.0, thousand
-images/s: model3 53.5 (51.7 to 58.8), onnxruntime 53.6 (52.3 to 54.7), with 128 images at once 77.7
-(76.1 to 78.2); compact_tiny 84.7 (78.7 to 91.6), 113.5 (104.9 to 120.5) and 174.6 (168.7 to 178.3);
-efficient 21.5 (21.4 to 21.7), 44.4 (43.1 to 45.0) and 51.3 (50.3 to 51.8). The command: 1.44 s
-(1.39 to 1.50).
+images/s: model3 55.2 (49.5 to 59.5), onnxruntime 52.3 (51.1 to 54.7), with 128 images at once 81.8
+(79.7 to 84.2); compact_tiny 89.2 (86.1 to 91.5), 104.6 (88.9 to 114.1) and 184.2 (174.9 to 185.9);
+efficient 22.1 (17.7 to 22.2), 45.0 (44.0 to 47.0) and 52.5 (48.8 to 55.2). The command: 1.11 s
+(1.07 to 1.19).
 """
 
 import argparse

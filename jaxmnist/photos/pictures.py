@@ -24,7 +24,7 @@ _FULL = (1023, 4095, 16383, 65535)  # the highest: some cameras use 10, 12 or 14
 _SHEET, _WRITTEN, _CONTRAST = 0.5, 0.001, 28
 
 
-def read(file: str) -> np.ndarray:
+def read(file: str | os.PathLike[str]) -> np.ndarray:
     """The grey levels of a picture the right way up, float32 (H, W) from 0 to 255.
 
     Args:
@@ -62,7 +62,7 @@ def read(file: str) -> np.ndarray:
             raise UserError(f"{name} cannot be read ({reason}): choose another") from error
 
 
-def _stream(file: str) -> str | io.BytesIO:
+def _stream(file: str | os.PathLike[str]) -> str | io.BytesIO:
     if file != STDIN:
         return os.path.expanduser(file)
     if sys.stdin is None or sys.stdin.isatty():

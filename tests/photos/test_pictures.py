@@ -24,7 +24,7 @@ RAMP_HW = np.linspace(0, 255, 40 * 30).reshape(30, 40).round().astype(np.uint8)
 def test_formats(suffix: str, tmp_path: Path):
     file = tmp_path / f"picture.{suffix}"
     Image.fromarray(RAMP_HW).convert("RGB").save(file)
-    grey_HW = pictures.read(str(file))
+    grey_HW = pictures.read(file)
     assert grey_HW.dtype == np.float32
     np.testing.assert_allclose(grey_HW, RAMP_HW, atol=5 if suffix in ("jpg", "webp") else 1)
 
